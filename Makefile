@@ -1,0 +1,51 @@
+# Each target sets up .venv by itself, from constraints.txt; a second run starts at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEPENDENCIES := $(VENV)/.dependencies
+EXTENSION := $(VENV)/.extension
+NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format sanitize clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(DEPENDENCIES): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		torch numpy pybind11 setuptools wheel
+	FASTCLIP_BUILD_CPP=off $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(EXTENSION): $(DEPENDENCIES) setup.py $(NATIVE)
+	FASTCLIP_BUILD_CPP=require FASTCLIP_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+demo: $(EXTENSION)  ## Clip real gradients, rescue a network that explodes, show the speed beside torch's.
+	$(BIN)/fastclip demo --output demo-output
+
+test: $(EXTENSION)  ## Run the test suite.
+	$(BIN)/python -m pytest
+
+bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/.
+	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
+	$(BIN)/python benchmarks/update_readme.py
+
+lint: $(EXTENSION)  ## Check style and types of Python and C++.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: $(EXTENSION)  ## Rewrite Python and C++ in the house style.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:  ## Remove everything that the other targets made.
+	rm -rf $(VENV) build dist demo-output *.egg-info fastclip/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
