@@ -54,11 +54,13 @@ std::string collect(TensorList& tensors, const py::list& list, TensorList::Sourc
 // Tells autograd which tensors have changed, as an in-place operation of torch would.
 template <class Changed>
 void increment_versions(const TensorList& tensors, Changed changed) {
-  py::list written;
-  for (size_t i = 0; i < tensors.tensors().size(); ++i) {
-    if (changed(i)) written.append(py::handle(tensors.tensors()[i]));
+  const size_t size = tensors.tensors().size();
+  py::tuple written(size);
+  size_t count = 0;
+  for (size_t i = 0; i < size; ++i) {
+    if (changed(i)) written[count++] = py::handle(tensors.tensors()[i]);
   }
-  if (!written.empty()) (*g_increment_version)(written);
+  if (count > 0) (*g_increment_version)(written[py::slice(0, static_cast<py::ssize_t>(count), 1)]);
 }
 
 py::object total_norm(const py::list& list, double p, bool of_gradients, int num_threads) {

@@ -17,6 +17,7 @@ struct TensorTypes {
   PyObject* tensor = nullptr;     // torch.Tensor
   PyObject* parameter = nullptr;  // torch.nn.Parameter
   const dlpack::ExchangeApi* api = nullptr;
+  const PyGetSetDef* grad = nullptr;  // the C getter behind Tensor.grad, if it is one
 
   // Returns an empty string, or why this torch cannot be read.
   static std::string set(PyObject* tensor_type, PyObject* parameter_type);
@@ -60,6 +61,7 @@ class TensorList {
 
  private:
   bool add(PyObject* tensor, int64_t position, int32_t device_type);
+  static PyObject* gradient_of(PyObject* parameter);
   bool decline(PyObject* tensor, int64_t position, const char* what);
 
   std::vector<Span> spans_;

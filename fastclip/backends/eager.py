@@ -161,7 +161,8 @@ def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) ->
             norms.extend(torch.linalg.vector_norm(g, norm_type, dtype=dtype) for g in group)
     first = tensors[0]
     stacked = torch.stack([n.to(first.device, _wide_dtype(first)) for n in norms])
-    return torch.linalg.vector_norm(stacked, norm_type)
+    total: Tensor = torch.linalg.vector_norm(stacked, norm_type)
+    return total
 
 
 def _coefficient(max_norm: float, norm: Tensor) -> Tensor:
