@@ -1,4 +1,5 @@
-// fastclip._C: Python's view of the CPU backend. The only file that includes pybind11; none includes torch.
+// fastclip._C: Python's view of the CPU backend. Only the files named bindings include pybind11; none
+// includes torch.
 //
 // Every function takes a list and answers with a result, or with a string: the reason why these tensors are
 // not for this backend. Nothing has been read or written then.
@@ -8,6 +9,7 @@
 #include <cmath>
 #include <string>
 
+#include "bindings.h"
 #include "cpu/dispatch.h"
 #include "cpu/pipeline.h"
 #include "cpu/threads.h"
@@ -19,23 +21,12 @@ namespace py = pybind11;
 namespace fastclip {
 namespace {
 
-// Below this many bytes a call is over sooner than another thread could take the GIL and give it back.
-constexpr int64_t kMinBytesToReleaseGil = 64 * 1024;
-
 py::object* g_increment_version = nullptr;
 
 std::string set_torch(py::object tensor, py::object parameter, py::object increment_version) {
   delete g_increment_version;
   g_increment_version = new py::object(std::move(increment_version));
   return TensorTypes::set(tensor.ptr(), parameter.ptr());
-}
-
-// Runs `work` without the GIL if it is worth it.
-template <class Work>
-auto without_gil(int64_t nbytes, Work work) {
-  if (nbytes < kMinBytesToReleaseGil) return work();
-  const py::gil_scoped_release release;
-  return work();
 }
 
 // Returns an empty string, or why the CPU kernels cannot take these tensors.
@@ -144,6 +135,9 @@ py::object count_nonfinite(const py::list& list, bool of_gradients, int num_thre
 }
 
 }  // namespace
+
+const py::object& increment_version() { return *g_increment_version; }
+
 }  // namespace fastclip
 
 PYBIND11_MODULE(_C, m) {
@@ -169,4 +163,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
+  define_step(m);
 }

@@ -89,8 +89,18 @@ std::string TensorTypes::set(PyObject* tensor_type, PyObject* parameter_type) {
   if (Py_TYPE(descriptor) == &PyGetSetDescr_Type) {
     g_types.grad = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
   }
-  // torch.Tensor keeps the descriptor alive.
+  // torch.Tensor keeps the descriptors alive.
   Py_DECREF(descriptor);
+  PyObject* method = PyObject_GetAttrString(tensor_type, "is_neg");
+  if (method == nullptr) {
+    PyErr_Clear();
+    return "torch.Tensor has no method is_neg";
+  }
+  if (Py_TYPE(method) == &PyMethodDescr_Type) {
+    const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(method)->d_method;
+    if (definition->ml_flags == METH_NOARGS) g_types.is_neg = definition;
+  }
+  Py_DECREF(method);
   return "";
 }
 
@@ -105,35 +115,37 @@ bool TensorList::decline(PyObject* tensor, int64_t position, const char* what) {
   return false;
 }
 
-bool TensorList::add(PyObject* tensor, int64_t position, int32_t device_type) {
+const char* read_tensor(PyObject* tensor, int32_t device_type, dlpack::Tensor* view, Span* span) {
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
-  if (type != g_types.tensor && type != g_types.parameter) {
-    return decline(tensor, position, "is not a plain torch.Tensor");
-  }
-  dlpack::Tensor view;
-  if (g_types.api->dltensor_from_py_object_no_sync(tensor, &view) != 0) {
+  if (type != g_types.tensor && type != g_types.parameter) return "is not a plain torch.Tensor";
+  if (g_types.api->dltensor_from_py_object_no_sync(tensor, view) != 0) {
     PyErr_Clear();
-    return decline(tensor, position, "has no plain memory (sparse, meta, nested, quantized or traced)");
+    return "has no plain memory (sparse, meta, nested, quantized or traced)";
   }
+  if (!to_dtype(view->dtype, &span->dtype)) return "is not float16, bfloat16, float32 or float64";
+  span->numel = 1;
+  for (int d = 0; d < view->ndim; ++d) span->numel *= view->shape[d];
+  if (span->numel > 0 && view->data == nullptr) return "has no memory";
+  if (span->numel > 0 && !is_dense(*view)) return "is not dense in memory";
+  view->device = normalized(view->device);
+  if (view->device.type != device_type) {
+    return device_type == dlpack::kCpu ? "is not on the CPU" : "is not on the device";
+  }
+  span->data = static_cast<char*>(view->data) + view->byte_offset;
+  return nullptr;
+}
+
+bool TensorList::add(PyObject* tensor, int64_t position, int32_t device_type) {
+  dlpack::Tensor view;
   Span span;
-  if (!to_dtype(view.dtype, &span.dtype)) {
-    return decline(tensor, position, "is not float16, bfloat16, float32 or float64");
-  }
-  span.numel = 1;
-  for (int d = 0; d < view.ndim; ++d) span.numel *= view.shape[d];
-  if (span.numel > 0 && view.data == nullptr) return decline(tensor, position, "has no memory");
-  if (span.numel > 0 && !is_dense(view)) return decline(tensor, position, "is not dense in memory");
-  const dlpack::Device device = normalized(view.device);
-  if (device.type != device_type) {
-    return decline(tensor, position,
-                   device_type == dlpack::kCpu ? "is not on the CPU" : "is not on the device");
+  if (const char* obstacle = read_tensor(tensor, device_type, &view, &span)) {
+    return decline(tensor, position, obstacle);
   }
   if (spans_.empty()) {
-    device_ = device;
-  } else if (device.id != device_.id) {
+    device_ = view.device;
+  } else if (view.device.id != device_.id) {
     return decline(tensor, position, "is on another device than the first");
   }
-  span.data = static_cast<char*>(view.data) + view.byte_offset;
   has_empty_ |= span.numel == 0;
   has_float64_ |= span.dtype == DType::kFloat64;
   nbytes_ += span.nbytes();
@@ -144,8 +156,7 @@ bool TensorList::add(PyObject* tensor, int64_t position, int32_t device_type) {
   return true;
 }
 
-// Returns a new reference, or nullptr with a Python error set.
-PyObject* TensorList::gradient_of(PyObject* parameter) {
+PyObject* gradient_of(PyObject* parameter) {
   static PyObject* const grad_name = PyUnicode_InternFromString("grad");
   const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(parameter));
   if (g_types.grad != nullptr && (type == g_types.parameter || type == g_types.tensor)) {
@@ -153,6 +164,16 @@ PyObject* TensorList::gradient_of(PyObject* parameter) {
     return g_types.grad->get(parameter, g_types.grad->closure);
   }
   return PyObject_GetAttr(parameter, grad_name);
+}
+
+bool is_negated(PyObject* tensor) {
+  static PyObject* const is_neg_name = PyUnicode_InternFromString("is_neg");
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  const bool direct = g_types.is_neg != nullptr && (type == g_types.parameter || type == g_types.tensor);
+  PyObject* answer =
+      direct ? g_types.is_neg->ml_meth(tensor, nullptr) : PyObject_CallMethodNoArgs(tensor, is_neg_name);
+  Py_XDECREF(answer);
+  return answer == Py_True;
 }
 
 TensorList::Outcome TensorList::collect(PyObject* list, Source source, int32_t device_type) {
@@ -179,15 +200,7 @@ TensorList::Outcome TensorList::collect(PyObject* list, Source source, int32_t d
 }
 
 bool TensorList::has_lazy_negation() const {
-  static PyObject* const is_neg_name = PyUnicode_InternFromString("is_neg");
-  for (PyObject* tensor : tensors_) {
-    PyObject* answer = PyObject_CallMethodNoArgs(tensor, is_neg_name);
-    if (answer == nullptr) return false;
-    const bool negated = answer == Py_True;
-    Py_DECREF(answer);
-    if (negated) return true;
-  }
-  return false;
+  return std::any_of(tensors_.begin(), tensors_.end(), is_negated);
 }
 
 }  // namespace fastclip

@@ -17,12 +17,23 @@ struct TensorTypes {
   PyObject* tensor = nullptr;     // torch.Tensor
   PyObject* parameter = nullptr;  // torch.nn.Parameter
   const dlpack::ExchangeApi* api = nullptr;
-  const PyGetSetDef* grad = nullptr;  // the C getter behind Tensor.grad, if it is one
+  const PyGetSetDef* grad = nullptr;    // the C getter behind Tensor.grad, if it is one
+  const PyMethodDef* is_neg = nullptr;  // the C function behind Tensor.is_neg, if it is one
 
   // Returns an empty string, or why this torch cannot be read.
   static std::string set(PyObject* tensor_type, PyObject* parameter_type);
   static const TensorTypes& get();
 };
+
+// Describes one tensor's memory. Returns nullptr, or what rules the tensor out; nothing is held.
+const char* read_tensor(PyObject* tensor, int32_t device_type, dlpack::Tensor* view, Span* span);
+
+// Returns a new reference to `parameter.grad`, or nullptr with a Python error set.
+PyObject* gradient_of(PyObject* parameter);
+
+// Whether a tensor is a lazily negated view (`x.conj().imag`), whose memory holds the opposite values. False
+// with a Python error set if the tensor cannot say.
+bool is_negated(PyObject* tensor);
 
 // Owns a reference to every tensor in it: a gradient may be replaced by a hook or another thread while its
 // pointer is in use. Must be destroyed with the GIL held.
@@ -55,13 +66,11 @@ class TensorList {
   bool has_float64() const { return has_float64_; }
   int64_t nbytes() const { return nbytes_; }
 
-  // True if a tensor is a lazily negated view (`x.conj().imag`), whose memory holds the opposite values.
-  // False with a Python error set if a tensor cannot say.
+  // Whether any tensor `is_negated`.
   bool has_lazy_negation() const;
 
  private:
   bool add(PyObject* tensor, int64_t position, int32_t device_type);
-  static PyObject* gradient_of(PyObject* parameter);
   bool decline(PyObject* tensor, int64_t position, const char* what);
 
   std::vector<Span> spans_;

@@ -56,6 +56,7 @@ inline void scale_float16(Float16* x, float factor) {
 #include "nonfinite.inl.h"
 #include "norm.inl.h"
 #include "scale.inl.h"
+#include "step.inl.h"
 #include "table.inl.h"
 
 }  // namespace

@@ -54,6 +54,7 @@ inline void scale_float16(Float16* x, float factor) { *x = narrow<Float16>(widen
 #include "nonfinite.inl.h"
 #include "norm.inl.h"
 #include "scale.inl.h"
+#include "step.inl.h"
 #include "table.inl.h"
 
 }  // namespace

@@ -1,110 +1,13 @@
 #include "pipeline.h"
 
-#include <algorithm>
 #include <cmath>
 
-#include "../chunks.h"
 #include "../finalize.h"
-#include "dispatch.h"
+#include "pass.h"
 #include "threads.h"
 
 namespace fastclip::cpu {
 namespace {
-
-size_t index(DType dtype) { return static_cast<size_t>(dtype); }
-
-// Combine: accumulators add up (or take the larger magnitude) in the order given.
-Accumulator combine(const Accumulator* parts, size_t count, NormType type) {
-  Accumulator total;
-  if (type.kind == NormKind::kInf) {
-    for (size_t i = 0; i < count; ++i) {
-      // The negated comparison lets a nan in, and keeps it.
-      if (!(parts[i].sum <= total.sum)) total.sum = parts[i].sum;
-      if (std::isnan(total.sum)) break;
-    }
-    return total;
-  }
-  bool any = false;
-  for (size_t i = 0; i < count; ++i) {
-    if (!std::isfinite(parts[i].sum)) return {total.sum + parts[i].sum, 0};
-    if (parts[i].sum == 0) continue;
-    if (!any || parts[i].exponent > total.exponent) total.exponent = parts[i].exponent;
-    any = true;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    const int64_t shift = parts[i].exponent - total.exponent;
-    total.sum += shift == 0 ? parts[i].sum : parts[i].sum * std::exp2(static_cast<double>(shift) * type.p);
-  }
-  return total;
-}
-
-double norm_of(const Accumulator& total, NormType type) {
-  switch (type.kind) {
-    case NormKind::kInf:
-      return total.sum;
-    case NormKind::kOne:
-      return std::ldexp(total.sum, static_cast<int>(total.exponent));
-    case NormKind::kTwo:
-      return std::ldexp(std::sqrt(total.sum), static_cast<int>(total.exponent));
-    default:
-      return std::ldexp(std::pow(total.sum, 1.0 / type.p), static_cast<int>(total.exponent));
-  }
-}
-
-// Whether two spans share memory, as the same gradient given twice does.
-bool overlap(const std::vector<Span>& spans) {
-  std::vector<std::pair<const char*, const char*>> ranges;
-  ranges.reserve(spans.size());
-  for (const Span& span : spans) {
-    const char* begin = static_cast<const char*>(span.data);
-    if (span.numel > 0) ranges.emplace_back(begin, begin + span.nbytes());
-  }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i) {
-    if (ranges[i].first < ranges[i - 1].second) return true;
-  }
-  return false;
-}
-
-// One call's chunks and their accumulators.
-class Pass {
- public:
-  Pass(const std::vector<Span>& spans, int num_threads)
-      : kernels_(kernels()),
-        spans_(spans),
-        chunks_(spans),
-        num_threads_(threads_for(chunks_.nbytes(), chunks_.size(), num_threads)) {}
-
-  int num_threads() const { return num_threads_; }
-  const Chunks& chunks() const { return chunks_; }
-  const Span& span(const Chunk& chunk) const { return spans_[chunk.span]; }
-  const Kernels& table() const { return kernels_; }
-
-  void accumulate(NormType type, int thread, int team, std::vector<Accumulator>& parts) const {
-    const auto [first, last] = chunks_.share(thread, team);
-    for (int64_t i = first; i < last; ++i) {
-      const Span& s = span(chunks_[i]);
-      const auto kernel = kernels_.accumulate[static_cast<int>(type.kind)][index(s.dtype)];
-      parts[i] = kernel(chunks_[i].data(s), chunks_[i].numel, type.p);
-    }
-  }
-
-  // Backwards, so that what the first pass read last, and the cache still holds, comes first.
-  void scale(double coef, int thread, int team) const {
-    const auto [first, last] = chunks_.share(thread, team);
-    for (int64_t i = last - 1; i >= first; --i) {
-      const Span& s = span(chunks_[i]);
-      if (!changes_values(coef, s.dtype)) continue;
-      kernels_.scale[index(s.dtype)](chunks_[i].data(s), chunks_[i].numel, coef);
-    }
-  }
-
- private:
-  const Kernels& kernels_;
-  const std::vector<Span>& spans_;
-  Chunks chunks_;
-  int num_threads_;
-};
 
 // How a stage that writes divides its work: alone on the first thread if spans share memory.
 struct WriteTeam {
@@ -114,13 +17,6 @@ struct WriteTeam {
 };
 
 }  // namespace
-
-NormType::NormType(double p) : p(p) {
-  kind = p == 2.0        ? NormKind::kTwo
-         : p == 1.0      ? NormKind::kOne
-         : std::isinf(p) ? NormKind::kInf
-                         : NormKind::kAny;
-}
 
 double total_norm(const std::vector<Span>& spans, NormType type, int num_threads) {
   const Pass pass(spans, num_threads);

@@ -7,16 +7,9 @@
 #include <vector>
 
 #include "../span.h"
-#include "kernels.h"
+#include "combine.h"
 
 namespace fastclip::cpu {
-
-// p in {1, 2, inf} or any p > 0.
-struct NormType {
-  explicit NormType(double p);
-  double p;
-  NormKind kind;
-};
 
 // The p-norm of all elements together. Reads every byte once.
 double total_norm(const std::vector<Span>& spans, NormType type, int num_threads);

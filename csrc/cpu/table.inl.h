@@ -10,4 +10,6 @@
       FASTCLIP_PER_DTYPE(scale),                                                \
       FASTCLIP_PER_DTYPE(clamp),                                                \
       FASTCLIP_PER_DTYPE(count_nonfinite),                                      \
+      FASTCLIP_PER_DTYPE(adam),                                                 \
+      FASTCLIP_PER_DTYPE(sgd),                                                  \
   }

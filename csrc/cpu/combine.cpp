@@ -1,0 +1,51 @@
+#include "combine.h"
+
+#include <cmath>
+
+namespace fastclip::cpu {
+
+NormType::NormType(double p) : p(p) {
+  kind = p == 2.0        ? NormKind::kTwo
+         : p == 1.0      ? NormKind::kOne
+         : std::isinf(p) ? NormKind::kInf
+                         : NormKind::kAny;
+}
+
+Accumulator combine(const Accumulator* parts, size_t count, NormType type) {
+  Accumulator total;
+  if (type.kind == NormKind::kInf) {
+    for (size_t i = 0; i < count; ++i) {
+      // The negated comparison lets a nan in, and keeps it.
+      if (!(parts[i].sum <= total.sum)) total.sum = parts[i].sum;
+      if (std::isnan(total.sum)) break;
+    }
+    return total;
+  }
+  bool any = false;
+  for (size_t i = 0; i < count; ++i) {
+    if (!std::isfinite(parts[i].sum)) return {total.sum + parts[i].sum, 0};
+    if (parts[i].sum == 0) continue;
+    if (!any || parts[i].exponent > total.exponent) total.exponent = parts[i].exponent;
+    any = true;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t shift = parts[i].exponent - total.exponent;
+    total.sum += shift == 0 ? parts[i].sum : parts[i].sum * std::exp2(static_cast<double>(shift) * type.p);
+  }
+  return total;
+}
+
+double norm_of(const Accumulator& total, NormType type) {
+  switch (type.kind) {
+    case NormKind::kInf:
+      return total.sum;
+    case NormKind::kOne:
+      return std::ldexp(total.sum, static_cast<int>(total.exponent));
+    case NormKind::kTwo:
+      return std::ldexp(std::sqrt(total.sum), static_cast<int>(total.exponent));
+    default:
+      return std::ldexp(std::pow(total.sum, 1.0 / type.p), static_cast<int>(total.exponent));
+  }
+}
+
+}  // namespace fastclip::cpu

@@ -1,0 +1,175 @@
+#include "step_list.h"
+
+#include "cpu/pass.h"
+
+namespace fastclip {
+namespace {
+
+// Whether two dense tensors of one shape have their elements in the same order.
+bool same_layout(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+  if (a.ndim != b.ndim) return false;
+  for (int d = 0; d < a.ndim; ++d) {
+    if (a.shape[d] != b.shape[d]) return false;
+    if (a.shape[d] == 1) continue;
+    if (a.strides == nullptr || b.strides == nullptr) return a.strides == b.strides;
+    if (a.strides[d] != b.strides[d]) return false;
+  }
+  return true;
+}
+
+double load(const void* data, DType dtype) {
+  return dtype == DType::kFloat64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
+}
+
+void store(void* data, DType dtype, double value) {
+  if (dtype == DType::kFloat64) {
+    *static_cast<double*>(data) = value;
+  } else {
+    *static_cast<float*>(data) = static_cast<float>(value);
+  }
+}
+
+}  // namespace
+
+StepList::~StepList() {
+  // Backwards, so that a counter that several parameters share ends where it was.
+  for (auto it = counted_.rbegin(); it != counted_.rend(); ++it) store(it->data, it->dtype, it->before);
+  for (PyObject* tensor : grad_tensors_) Py_DECREF(tensor);
+  for (PyObject* tensor : param_tensors_) Py_DECREF(tensor);
+  for (PyObject* tensor : state_tensors_) Py_DECREF(tensor);
+}
+
+bool StepList::decline(const std::string& what) {
+  reason_ = "parameter " + std::to_string(param_index_) + " of group " + std::to_string(num_groups_ - 1) +
+            ": " + what;
+  return false;
+}
+
+// Borrowed; nullptr if there is none. The dict is nearly always in the order of the parameters.
+PyObject* StepList::state_of(PyObject* param) {
+  PyObject *key, *value;
+  Py_ssize_t position = state_position_;
+  if (PyDict_Next(state_, &position, &key, &value) && key == param) {
+    state_position_ = position;
+    return value;
+  }
+  return PyDict_GetItemWithError(state_, param);
+}
+
+double StepList::count(PyObject* entries) {
+  static PyObject* const step_name = PyUnicode_InternFromString("step");
+  PyObject* tensor = PyDict_GetItemWithError(entries, step_name);
+  dlpack::Tensor view;
+  Span span;
+  if (tensor == nullptr || read_tensor(tensor, dlpack::kCpu, &view, &span) != nullptr || span.numel != 1 ||
+      (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
+    decline("its state holds no step of one float32 or float64 on the CPU");
+    return -1;
+  }
+  counted_.push_back({span.data, span.dtype, load(span.data, span.dtype)});
+  store(span.data, span.dtype, counted_.back().before + 1);
+  Py_INCREF(tensor);
+  state_tensors_.push_back(tensor);
+  return load(span.data, span.dtype);
+}
+
+bool StepList::add_state(PyObject* entries, const StepGroup& group, const Span& param,
+                         const dlpack::Tensor& layout, cpu::StepTarget* target) {
+  for (size_t s = 0; s < group.state_names.size(); ++s) {
+    PyObject* tensor = PyDict_GetItemWithError(entries, group.state_names[s]);
+    const auto name = [&] { return std::string(PyUnicode_AsUTF8(group.state_names[s])); };
+    if (tensor == nullptr) return decline("its state has no " + name());
+    dlpack::Tensor view;
+    Span span;
+    if (const char* obstacle = read_tensor(tensor, dlpack::kCpu, &view, &span)) {
+      return decline("its " + name() + " " + obstacle);
+    }
+    if (span.dtype != param.dtype || !same_layout(view, layout)) {
+      return decline("its " + name() + " has another dtype, shape or layout");
+    }
+    target->state[s] = span.data;
+    Py_INCREF(tensor);
+    state_tensors_.push_back(tensor);
+  }
+  return true;
+}
+
+bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
+  dlpack::Tensor param_view, grad_view;
+  Span param_span, grad_span;
+  if (const char* obstacle = read_tensor(param, dlpack::kCpu, &param_view, &param_span)) {
+    return decline(std::string("it ") + obstacle);
+  }
+  if (const char* obstacle = read_tensor(grad, dlpack::kCpu, &grad_view, &grad_span)) {
+    return decline(std::string("its gradient ") + obstacle);
+  }
+  if (grad_span.dtype != param_span.dtype || !same_layout(grad_view, param_view)) {
+    return decline("its gradient has another dtype, shape or layout");
+  }
+  if (is_negated(param) || is_negated(grad)) return decline("it or its gradient is a lazily negated view");
+
+  cpu::StepTarget target{param_span.data, {}, 0};
+  double step = 0;
+  if (group.counts_steps || !group.state_names.empty()) {
+    PyObject* entries = state_of(param);
+    PyObject* first = entries != nullptr && PyDict_Check(entries)
+                          ? PyDict_GetItemWithError(entries, group.state_names[0])
+                          : nullptr;
+    if (first == nullptr || first == Py_None) {
+      if (!PyErr_Occurred()) missing_.push_back(param);
+      return true;
+    }
+    if (!add_state(entries, group, param_span, param_view, &target)) return false;
+    if (group.counts_steps && (step = count(entries)) < 0) return false;
+  }
+  const int in_fresh = PySet_GET_SIZE(fresh_) > 0 ? PySet_Contains(fresh_, param) : 0;
+  const bool fresh = in_fresh == 1;
+  if (!has_rule_ || step != last_step_ || fresh != last_fresh_) {
+    rules_.push_back(group.rule(step, fresh));
+    last_step_ = step;
+    last_fresh_ = fresh;
+    has_rule_ = true;
+  }
+  target.rule = rules_.size() - 1;
+  targets_.push_back(target);
+  grads_.push_back(grad_span);
+  params_.push_back(param_span);
+  nbytes_ += grad_span.nbytes();
+  has_float64_ |= grad_span.dtype == DType::kFloat64;
+  Py_INCREF(grad);
+  grad_tensors_.push_back(grad);
+  Py_INCREF(param);
+  param_tensors_.push_back(param);
+  return true;
+}
+
+StepList::Outcome StepList::collect(const StepGroup& group) {
+  ++num_groups_;
+  has_rule_ = false;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(group.params); ++i) {
+    param_index_ = i;
+    PyObject* param = PyList_GET_ITEM(group.params, i);
+    Py_INCREF(param);
+    PyObject* grad = gradient_of(param);
+    const bool ok = grad == nullptr || grad == Py_None || add(param, grad, group);
+    Py_XDECREF(grad);
+    Py_DECREF(param);
+    if (PyErr_Occurred()) return Outcome::kPythonError;
+    if (!ok) return Outcome::kDeclined;
+  }
+  return Outcome::kOk;
+}
+
+StepList::Outcome StepList::check_overlap(bool write_grads) {
+  if (cpu::overlap(params_)) {
+    reason_ = "two parameters share memory";
+    return Outcome::kDeclined;
+  }
+  if (write_grads && cpu::overlap(grads_)) {
+    reason_ = "two gradients share memory";
+    return Outcome::kDeclined;
+  }
+  return Outcome::kOk;
+}
+
+}  // namespace fastclip
