@@ -1,6 +1,7 @@
 // The step of an optimizer, clipped: Python's view of cpu/step_pipeline.h.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -80,6 +81,10 @@ py::object step(ReadGroup read_group, const py::list& groups, const py::dict& st
   }
   if (list.grads().empty()) return py::none();
   if (list.check_overlap(write_grads) == StepList::Outcome::kDeclined) return py::str(list.reason());
+  const auto is_empty = [](const Span& grad) { return grad.numel == 0; };
+  if (std::isinf(p) && std::any_of(list.grads().begin(), list.grads().end(), is_empty)) {
+    return py::str("a gradient is empty, which has no inf-norm");
+  }
   const cpu::StepOptions options{cpu::NormType(p), max_norm, grad_scale, skip_nonfinite, write_grads};
   const auto stepped = without_gil(list.nbytes(), [&] {
     return cpu::clip_and_step(list.grads(), list.targets(), list.rules(), options, num_threads);

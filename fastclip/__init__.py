@@ -6,14 +6,17 @@ from fastclip.backends.base import BackendInfo
 from fastclip.clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from fastclip.errors import BackendUnavailableError
 from fastclip.norms import Nonfinite, find_nonfinite, grad_norms
+from fastclip.optim import ClippedOptimizer, attach
 from fastclip.patch import TorchPatch, patch_torch
 
 __all__ = [
     "BackendInfo",
     "BackendUnavailableError",
+    "ClippedOptimizer",
     "Nonfinite",
     "TorchPatch",
     "__version__",
+    "attach",
     "backend_info",
     "clip_grad_norm_",
     "clip_grad_value_",

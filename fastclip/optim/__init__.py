@@ -1,0 +1,13 @@
+"""Clipping inside the optimizer's step.
+
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), max_norm=1.0)
+
+`wrapper` and `attach` are what callers see; `routes` chooses between `native`, `torch_fused` and `plain`;
+`closures`, `gradients`, `outcome` and `settings` serve them all.
+"""
+
+from fastclip.optim.attach import AttachedClipping, attach
+from fastclip.optim.outcome import Outcome, Stats
+from fastclip.optim.wrapper import ClippedOptimizer
+
+__all__ = ["AttachedClipping", "ClippedOptimizer", "Outcome", "Stats", "attach"]

@@ -1,0 +1,91 @@
+"""What the caller asked for, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+NONFINITE = ("skip", "raise", "propagate")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to clip.
+
+    Attributes:
+        max_norm: The largest total norm to leave; inf measures only.
+        norm_type: p of the p-norm.
+        nonfinite: What a norm that is nan or inf leads to, one of NONFINITE.
+        max_consecutive_skips: Skipped steps in a row after which the next one raises, or None.
+        fused: True demands a folded route, False forbids one, None takes the best.
+        write_grads: Leave the clipped gradients in `.grad`.
+    """
+
+    max_norm: float
+    norm_type: float = 2.0
+    nonfinite: str = "skip"
+    max_consecutive_skips: int | None = None
+    fused: bool | None = None
+    write_grads: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        function: str,
+        max_norm: float,
+        norm_type: float,
+        nonfinite: str,
+        max_consecutive_skips: int | None,
+        fused: bool | None,
+        write_grads: bool,
+    ) -> Settings:
+        """Return the settings.
+
+        Raises:
+            ValueError: One of them makes no sense; the message starts with `function`.
+        """
+        limit = float(max_norm)
+        if not limit > 0:  # or nan
+            raise ValueError(
+                f"{function}: max_norm={max_norm}; expected a number > 0, or inf to measure only."
+            )
+        p = float(norm_type)
+        if math.isnan(p):
+            raise ValueError(f"{function}: norm_type={norm_type}; expected p > 0 or inf.")
+        if nonfinite not in NONFINITE:
+            raise ValueError(f"{function}: nonfinite={nonfinite!r}; expected one of {', '.join(NONFINITE)}.")
+        if max_consecutive_skips is not None and max_consecutive_skips < 1:
+            raise ValueError(
+                f"{function}: max_consecutive_skips={max_consecutive_skips}; expected at least 1, or None."
+            )
+        return cls(limit, p, nonfinite, max_consecutive_skips, fused, write_grads)
+
+    @property
+    def skips(self) -> bool:
+        """Whether a norm that is not finite leaves parameters and state as they are."""
+        return self.nonfinite != "propagate"
+
+
+@dataclass(frozen=True)
+class Amp:
+    """What a GradScaler has set on the optimizer for this step.
+
+    Attributes:
+        grad_scale: The gradients are this many times too large, or None.
+        found_inf: Not zero if one of them is not finite, or None.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    @classmethod
+    def of(cls, optimizer: object) -> Amp:
+        """Read the attributes of an optimizer."""
+        attributes = vars(optimizer)
+        return cls(attributes.get("grad_scale"), attributes.get("found_inf"))
+
+    def to_skip(self) -> bool:
+        """Whether the scaler wants the step left out; synchronizes if its tensors are on a device."""
+        return self.found_inf is not None and bool(self.found_inf)

@@ -1,0 +1,83 @@
+"""Route 2: torch's fused optimizers, which divide by `grad_scale` and leave out a step on `found_inf`."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, Optimizer
+
+from fastclip.backends.base import Declined
+from fastclip.optim.gradients import gradients, measure
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome
+from fastclip.optim.settings import Amp, Settings
+
+_ABSENT = object()
+
+
+def unsupported(optimizer: Optimizer) -> str | None:
+    """Return why this optimizer can never take this route, or None."""
+    own = inspect.unwrap(type(optimizer).step)
+    if own not in [inspect.unwrap(known.step) for known in (Adam, SGD, Adagrad)]:
+        return f"torch has no fused step for {type(optimizer).__name__}"
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        return f"the {type(optimizer).__name__} was not made with fused=True"
+    return None
+
+
+def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
+    """Measure the norm, then let torch's fused step divide by scale / coefficient and check for a skip.
+
+    No host synchronization, except in a first step on a device. torch writes the clipped gradients back.
+    """
+    if reason := unsupported(optimizer):
+        return Declined(reason)
+    grads = gradients(optimizer)
+    if not grads:
+        optimizer.step()
+        return NO_GRADIENTS
+    if any(grad.layout is not torch.strided for grad in grads):
+        return Declined("a gradient is sparse")
+    if any(grad.dtype == torch.float64 for grad in grads):
+        return Declined("torch keeps grad_scale in float32, too coarse for float64 gradients")
+    outcome = measure(grads, settings, amp)
+    on_host = decides_on_host(optimizer, outcome)
+    if on_host and bool(outcome.skipped):
+        return outcome
+    if on_host and amp.grad_scale is None and float(outcome.clip_coef) == 1.0:
+        optimizer.step()
+    else:
+        step_with(optimizer, divisor(outcome, amp), outcome.skipped.float())
+    return outcome
+
+
+def decides_on_host(optimizer: Optimizer, outcome: Outcome) -> bool:
+    """Whether the host asks if the step is to be skipped.
+
+    It does on the CPU, where that is free, and in a step that makes state: torch's SGD would keep an
+    uninitialized buffer if the device left that step out.
+    """
+    return outcome.total_norm.device.type == "cpu" or any(
+        param.grad is not None and not optimizer.state.get(param)
+        for group in optimizer.param_groups
+        for param in group["params"]
+    )
+
+
+def divisor(outcome: Outcome, amp: Amp) -> Tensor:
+    """Return what torch's fused step is to divide the gradients by: scale / coefficient."""
+    scale = torch.ones_like(outcome.clip_coef) if amp.grad_scale is None else amp.grad_scale
+    return (scale / outcome.clip_coef).float()
+
+
+def step_with(optimizer: Optimizer, grad_scale: Tensor, found_inf: Tensor) -> None:
+    """Run a fused step with these attributes, and put back what was there."""
+    before = {name: vars(optimizer).get(name, _ABSENT) for name in ("grad_scale", "found_inf")}
+    optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        # Other paths of torch insist that they are absent.
+        for name, value in before.items():
+            delattr(optimizer, name) if value is _ABSENT else setattr(optimizer, name, value)

@@ -1,0 +1,219 @@
+"""`ClippedOptimizer`: an optimizer that clips on its way into the update."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastclip.optim import routes
+from fastclip.optim.closures import is_evaluated_once, step_through
+from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
+from fastclip.optim.settings import Amp, Settings
+
+ATTACHED = "_fastclip_attached"
+"""Attribute of an optimizer that `attach` has put its hooks on."""
+
+_HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class ClippedOptimizer(Optimizer):
+    """An optimizer whose `step` clips the total norm of the gradients and survives what is not finite.
+
+    Wrap an optimizer and delete the clipping line. The coefficient goes into the update itself, so that the
+    clipped gradients need not be written: a clip costs one read of the gradients on top of the update.
+    Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
+
+    The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU,
+    else by torch's fused step for optimizers made with fused=True; else it comes before the step.
+
+    Args:
+        optimizer: Any torch optimizer but a clipped one.
+        max_norm: The largest total norm to leave; inf measures only.
+        norm_type: p of the p-norm.
+        nonfinite: What a norm that is nan or inf leads to: "skip" leaves parameters and state as they are,
+            without a host synchronization where the step is folded; "raise" does the same and raises,
+            naming the first offending parameter; "propagate" does what torch does.
+        max_consecutive_skips: Raise when that many steps in a row were skipped; asks the device each step.
+        fused: True demands a folded step, False forbids it, None takes the best there is.
+        write_grads: Leave the clipped gradients in `.grad`; otherwise they may stay as the backward pass,
+            and a GradScaler, left them.
+
+    Attributes:
+        optimizer: The wrapped one.
+        last: The outcome of the latest step, tensors; None before the first.
+
+    Raises:
+        TypeError: optimizer is no optimizer, or is clipped already.
+        ValueError: Another argument makes no sense.
+        BackendUnavailableError: fused=True and the step cannot be folded; `step` may raise it, too.
+    """
+
+    # A GradScaler then leaves unscaling and the skip to `step`, through `grad_scale` and `found_inf`.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_norm: float,
+        *,
+        norm_type: float = 2.0,
+        nonfinite: str = "skip",
+        max_consecutive_skips: int | None = None,
+        fused: bool | None = None,
+        write_grads: bool = False,
+    ) -> None:
+        check_unclipped("ClippedOptimizer", optimizer)
+        settings = Settings.checked(
+            "ClippedOptimizer", max_norm, norm_type, nonfinite, max_consecutive_skips, fused, write_grads
+        )
+        if fused:
+            routes.require_folded("ClippedOptimizer", optimizer, settings)
+        self.__setstate__({"optimizer": optimizer, "_settings": settings, "_tally": Tally()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs; hooks stay behind, as in torch."""
+        return {"optimizer": self.optimizer, "_settings": self._settings, "_tally": self._tally}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what `__getstate__` returned, with no hooks yet."""
+        self.optimizer: Optimizer = state["optimizer"]
+        self._settings: Settings = state["_settings"]
+        self._tally: Tally = state["_tally"]
+        self._route: str | None = None
+        for name in _HOOKS:
+            setattr(self, name, OrderedDict())
+        self._patch_step_function()
+
+    def __getattr__(self, name: str) -> Any:
+        """Look for everything else at the wrapped optimizer."""
+        if name == "optimizer":  # asked for by copy and pickle before there is one
+            raise AttributeError(name)
+        return getattr(self.optimizer, name)
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        """Return the wrapped optimizer's state."""
+        return self.optimizer.state
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Return the wrapped optimizer's groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return the wrapped optimizer's defaults."""
+        return self.optimizer.defaults
+
+    @property
+    def max_norm(self) -> float:
+        """The threshold of the next step; can be set, as a schedule does."""
+        return self._settings.max_norm
+
+    @max_norm.setter
+    def max_norm(self, max_norm: float) -> None:
+        rest = {f.name: getattr(self._settings, f.name) for f in fields(Settings) if f.name != "max_norm"}
+        self._settings = Settings.checked("ClippedOptimizer", max_norm, **rest)
+
+    @property
+    def route(self) -> str | None:
+        """Return how the latest step went: native, torch_fused or plain; None before the first."""
+        return self._route
+
+    @property
+    def last(self) -> Outcome | None:
+        """Return what happened in the latest step."""
+        return self._tally.last
+
+    def stats(self) -> Stats:
+        """Return what happened in all steps; synchronizes with the device."""
+        return self._tally.stats()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Clip, update, and return the closure's loss, if there is one.
+
+        Args:
+            closure: Evaluates the model and returns the loss. What it raises leaves parameters and state as
+                they were.
+
+        Raises:
+            RuntimeError: As `nonfinite` and `max_consecutive_skips` ask for.
+            BackendUnavailableError: fused=True and this step cannot be folded.
+        """
+        amp = Amp.of(self)
+        loss = None
+        if closure is not None and not is_evaluated_once(self.optimizer):
+            loss, outcome = step_through(self.optimizer, closure, self._settings, amp)
+            self._route = "plain"
+            self._tally.add(outcome or NO_GRADIENTS)
+        else:
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            self._route, outcome = routes.step(self.optimizer, self._settings, amp)
+            self._tally.add(outcome)
+        routes.settle("ClippedOptimizer.step", self.optimizer, self._settings, amp, self._tally)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as the wrapped optimizer does."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
+
+        Plain torch loads it, and leaves that key alone. Synchronizes with the device.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state = {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._tally.state_dict()}
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state = post_hook(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of a clipped optimizer, or of the wrapped one's class."""
+        state = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state = pre_hook(self, state) or state
+        counters = state.pop(CHECKPOINT_KEY, None)
+        self.optimizer.load_state_dict(state)
+        self._tally.load_state_dict(counters)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __repr__(self) -> str:
+        """Return the settings and the wrapped optimizer."""
+        settings = self._settings
+        return (
+            f"ClippedOptimizer(max_norm={settings.max_norm}, norm_type={settings.norm_type}, "
+            f"nonfinite={settings.nonfinite!r}, {self.optimizer!r})"
+        )
+
+
+def check_unclipped(function: str, optimizer: object) -> None:
+    """Raise TypeError unless this is an optimizer that nothing of fastclip clips yet."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{function}: expected a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+    if isinstance(optimizer, ClippedOptimizer) or ATTACHED in vars(optimizer):
+        raise TypeError(
+            f"{function}: this {type(optimizer).__name__} is clipped already; expected one that is not. "
+            f"Clipping twice would count and scale every step twice."
+        )
