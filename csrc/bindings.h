@@ -4,11 +4,12 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace fastclip {
 
-// torch.autograd.graph.increment_version, from `set_torch` on.
-const pybind11::object& increment_version();
+// Tells autograd which tensors have changed, as an in-place operation of torch would.
+void increment_versions(const std::vector<PyObject*>& tensors);
 
 // Adds the functions of bindings_step.cpp.
 void define_step(pybind11::module_& m);

@@ -55,12 +55,6 @@ StepGroup sgd_group(const py::tuple& group) {
   return result;
 }
 
-void increment_versions(const std::vector<PyObject*>& tensors) {
-  py::tuple written(tensors.size());
-  for (size_t i = 0; i < tensors.size(); ++i) written[i] = py::handle(tensors[i]);
-  increment_version()(written);
-}
-
 // Answers with (total norm, coefficient, skipped, any float64); None without gradients; a list of the
 // parameters that lack state; or a string, why this step is not for the CPU kernels. Only the first has
 // changed anything.
@@ -95,7 +89,10 @@ py::object step(ReadGroup read_group, const py::list& groups, const py::dict& st
     increment_versions(list.param_tensors());
     if (write_grads && stepped.grad_factor != 1.0) increment_versions(list.grad_tensors());
   }
-  return py::make_tuple(stepped.total_norm, stepped.coef, stepped.skipped, list.has_float64());
+  // A norm beyond float32 is returned as inf there.
+  const double norm =
+      list.has_float64() ? stepped.total_norm : static_cast<double>(static_cast<float>(stepped.total_norm));
+  return py::make_tuple(norm, stepped.coef, stepped.skipped, list.has_float64());
 }
 
 }  // namespace

@@ -138,7 +138,7 @@ class AttachedClipping:
             self._tally.add(NO_GRADIENTS)
             return
         folded = settings.fused is not False and torch_fused.unsupported(optimizer) is None
-        folded = folded and all(g.layout is torch.strided and g.dtype != torch.float64 for g in grads)
+        folded = folded and torch_fused.unfit(grads) is None
         outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp)
         self._tally.add(outcome)
         on_host = not folded or torch_fused.decides_on_host(optimizer, outcome)

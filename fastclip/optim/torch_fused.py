@@ -37,10 +37,8 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
     if not grads:
         optimizer.step()
         return NO_GRADIENTS
-    if any(grad.layout is not torch.strided for grad in grads):
-        return Declined("a gradient is sparse")
-    if any(grad.dtype == torch.float64 for grad in grads):
-        return Declined("torch keeps grad_scale in float32, too coarse for float64 gradients")
+    if reason := unfit(grads):
+        return Declined(reason)
     outcome = measure(grads, settings, amp)
     on_host = decides_on_host(optimizer, outcome)
     if on_host and bool(outcome.skipped):
@@ -50,6 +48,15 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
     else:
         step_with(optimizer, divisor(outcome, amp), outcome.skipped.float())
     return outcome
+
+
+def unfit(grads: list[Tensor]) -> str | None:
+    """Return why these gradients must not go through `grad_scale`, or None."""
+    if any(grad.layout is not torch.strided for grad in grads):
+        return "a gradient is sparse"
+    if any(grad.dtype == torch.float64 for grad in grads):
+        return "torch keeps grad_scale in float32, too coarse for float64 gradients"
+    return None
 
 
 def decides_on_host(optimizer: Optimizer, outcome: Outcome) -> bool:

@@ -1,0 +1,32 @@
+"""The examples run as they stand, and show what they promise."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [
+        ("plain_loop", r"accuracy 0\.9[3-9].* 1 skipped"),
+        ("scheduler", r"accuracy 0\.9[3-9]"),
+        ("grad_scaler", r"accuracy 0\.9[3-9].* after [1-9]\d* skipped"),
+        ("resume", "the same bits: True"),
+    ],
+)
+def test_example(name: str, promise: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(promise, run.stdout), run.stdout
