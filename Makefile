@@ -7,6 +7,9 @@ DEPENDENCIES := $(VENV)/.dependencies
 EXTENSION := $(VENV)/.extension
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
 
+SANITIZED := build/sanitize
+NATIVE_TESTS := tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint format sanitize clean
 
@@ -45,6 +48,14 @@ format: $(EXTENSION)  ## Rewrite Python and C++ in the house style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
+
+# Python itself is not instrumented, so the runtime is preloaded, and leaks of the interpreter are not ours.
+sanitize: $(DEPENDENCIES)  ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+	FASTCLIP_BUILD_CPP=require FASTCLIP_SANITIZE=1 $(BIN)/python setup.py --quiet \
+		build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
+		$(BIN)/pytest -p no:cacheprovider $(NATIVE_TESTS)
 
 clean:  ## Remove everything that the other targets made.
 	rm -rf $(VENV) build dist demo-output *.egg-info fastclip/*.so

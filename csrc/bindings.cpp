@@ -1,0 +1,172 @@
+// fastclip._C: Python's view of the CPU backend. The only file that includes pybind11; none includes torch.
+//
+// Every function takes a list and answers with a result, or with a string: the reason why these tensors are
+// not for this backend. Nothing has been read or written then.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <string>
+
+#include "cpu/dispatch.h"
+#include "cpu/pipeline.h"
+#include "cpu/threads.h"
+#include "finalize.h"
+#include "tensor_list.h"
+
+namespace py = pybind11;
+
+namespace fastclip {
+namespace {
+
+// Below this many bytes a call is over sooner than another thread could take the GIL and give it back.
+constexpr int64_t kMinBytesToReleaseGil = 64 * 1024;
+
+py::object* g_increment_version = nullptr;
+
+std::string set_torch(py::object tensor, py::object parameter, py::object increment_version) {
+  delete g_increment_version;
+  g_increment_version = new py::object(std::move(increment_version));
+  return TensorTypes::set(tensor.ptr(), parameter.ptr());
+}
+
+// Runs `work` without the GIL if it is worth it.
+template <class Work>
+auto without_gil(int64_t nbytes, Work work) {
+  if (nbytes < kMinBytesToReleaseGil) return work();
+  const py::gil_scoped_release release;
+  return work();
+}
+
+// Returns an empty string, or why the CPU kernels cannot take these tensors.
+std::string collect(TensorList& tensors, const py::list& list, TensorList::Source source) {
+  switch (tensors.collect(list.ptr(), source, dlpack::kCpu)) {
+    case TensorList::Outcome::kPythonError:
+      throw py::error_already_set();
+    case TensorList::Outcome::kDeclined:
+      return tensors.reason();
+    case TensorList::Outcome::kOk:
+      break;
+  }
+  return "";
+}
+
+// Tells autograd which tensors have changed, as an in-place operation of torch would.
+template <class Changed>
+void increment_versions(const TensorList& tensors, Changed changed) {
+  const size_t size = tensors.tensors().size();
+  py::tuple written(size);
+  size_t count = 0;
+  for (size_t i = 0; i < size; ++i) {
+    if (changed(i)) written[count++] = py::handle(tensors.tensors()[i]);
+  }
+  if (count > 0) (*g_increment_version)(written[py::slice(0, static_cast<py::ssize_t>(count), 1)]);
+}
+
+py::object total_norm(const py::list& list, double p, bool of_gradients, int num_threads) {
+  TensorList tensors;
+  const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
+  if (auto reason = collect(tensors, list, source); !reason.empty()) return py::str(reason);
+  if (tensors.spans().empty()) return py::none();
+  if (std::isinf(p) && tensors.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
+  const double norm = without_gil(
+      tensors.nbytes(), [&] { return cpu::total_norm(tensors.spans(), cpu::NormType(p), num_threads); });
+  return py::make_tuple(norm, tensors.has_float64());
+}
+
+py::object clip_grad_norm(const py::list& parameters, double max_norm, double p, bool error_if_nonfinite,
+                          int num_threads) {
+  TensorList grads;
+  if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
+    return py::str(reason);
+  }
+  if (grads.spans().empty()) return py::none();
+  if (std::isinf(p) && grads.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
+  const auto clipped = without_gil(grads.nbytes(), [&] {
+    return cpu::clip_norm(grads.spans(), cpu::NormType(p), max_norm, error_if_nonfinite, !grads.has_float64(),
+                          num_threads);
+  });
+  if (clipped.coef != 1.0) {
+    increment_versions(grads, [&](size_t i) { return changes_values(clipped.coef, grads.spans()[i].dtype); });
+  }
+  return py::make_tuple(clipped.total_norm, grads.has_float64());
+}
+
+py::object clip_grads_with_norm(const py::list& parameters, double max_norm, double norm, int num_threads) {
+  TensorList grads;
+  if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
+    return py::str(reason);
+  }
+  const double coef = clip_coefficient(norm, max_norm);
+  without_gil(grads.nbytes(), [&] {
+    cpu::scale(grads.spans(), coef, num_threads);
+    return true;
+  });
+  increment_versions(grads, [&](size_t i) { return changes_values(coef, grads.spans()[i].dtype); });
+  return py::none();
+}
+
+py::object clip_grad_value(const py::list& parameters, double clip_value, int num_threads) {
+  TensorList grads;
+  if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
+    return py::str(reason);
+  }
+  if (grads.has_lazy_negation()) return py::str("a gradient is a lazily negated view");
+  if (PyErr_Occurred()) throw py::error_already_set();
+  const auto changed =
+      without_gil(grads.nbytes(), [&] { return cpu::clamp(grads.spans(), clip_value, num_threads); });
+  increment_versions(grads, [&](size_t i) { return changed[i] != 0; });
+  return py::int_(grads.spans().size());
+}
+
+py::object grad_norms(const py::list& parameters, double p, int num_threads) {
+  TensorList grads;
+  if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
+    return py::str(reason);
+  }
+  const auto norms =
+      without_gil(grads.nbytes(), [&] { return cpu::norms(grads.spans(), cpu::NormType(p), num_threads); });
+  return py::make_tuple(norms, grads.has_float64());
+}
+
+py::object count_nonfinite(const py::list& list, bool of_gradients, int num_threads) {
+  TensorList tensors;
+  const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
+  if (auto reason = collect(tensors, list, source); !reason.empty()) return py::str(reason);
+  const auto counts =
+      without_gil(tensors.nbytes(), [&] { return cpu::count_nonfinite(tensors.spans(), num_threads); });
+  py::list result;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i].nan + counts[i].inf == 0) continue;
+    result.append(py::make_tuple(tensors.positions()[i], counts[i].nan, counts[i].inf));
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace fastclip
+
+PYBIND11_MODULE(_C, m) {
+  using namespace fastclip;
+  using namespace pybind11::literals;
+  m.doc() = "fastclip's CPU kernels. Use the functions of `fastclip`; these check nothing twice.";
+  m.attr("COMPILER") = __VERSION__;
+  m.def("set_torch", &set_torch, "tensor"_a, "parameter"_a, "increment_version"_a,
+        "Remember torch's types; returns why this torch cannot be read, or an empty string.");
+  m.def("after_fork_in_child", [] { cpu::g_forked = true; }, "Use one thread from here on.");
+  m.def("instruction_set", [] { return std::string(cpu::kernels().instruction_set); }, "The set in use.");
+  m.def("supported_instruction_sets", &cpu::supported_instruction_sets, "What this machine can run.");
+  m.def("select_instruction_set", &cpu::select_instruction_set, "name"_a,
+        "False if this machine cannot run it.");
+  m.def("total_norm", &total_norm, "tensors"_a, "p"_a, "of_gradients"_a, "num_threads"_a,
+        "(norm, any float64), or None for an empty list.");
+  m.def("clip_grad_norm_", &clip_grad_norm, "parameters"_a, "max_norm"_a, "p"_a, "error_if_nonfinite"_a,
+        "num_threads"_a, "(norm, any float64), or None without gradients.");
+  m.def("clip_grads_with_norm_", &clip_grads_with_norm, "parameters"_a, "max_norm"_a, "total_norm"_a,
+        "num_threads"_a, "None.");
+  m.def("clip_grad_value_", &clip_grad_value, "parameters"_a, "clip_value"_a, "num_threads"_a,
+        "The number of gradients.");
+  m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
+  m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
+        "[(position, nan, inf), ...] of the tensors that are not finite.");
+}

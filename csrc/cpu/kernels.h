@@ -1,0 +1,47 @@
+// The table of CPU kernels; one table per instruction set, all with the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../span.h"
+
+namespace fastclip::cpu {
+
+enum class NormKind : int { kOne, kTwo, kInf, kAny };
+constexpr int kNumNormKinds = 4;
+
+// The accumulator of a chunk, a tensor or a list: it stands for sum * 2^(exponent * p), where sum adds up
+// |x|^p of elements scaled by 2^-exponent; for the inf-norm, for the magnitude `sum` itself (nan if any
+// element is). The exponent is 0 unless the powers left the range of a double.
+struct Accumulator {
+  double sum = 0;
+  int64_t exponent = 0;
+};
+
+struct NonfiniteCount {
+  int64_t nan = 0;
+  int64_t inf = 0;
+};
+
+using AccumulateKernel = Accumulator (*)(const void* x, int64_t numel, double p);
+using ScaleKernel = void (*)(void* x, int64_t numel, double coef);
+// Clamps to [lo, hi], nan stays; true if an element changed. Nothing is written otherwise.
+using ClampKernel = bool (*)(void* x, int64_t numel, double lo, double hi);
+using CountNonfiniteKernel = NonfiniteCount (*)(const void* x, int64_t numel);
+
+struct Kernels {
+  const char* instruction_set;
+  AccumulateKernel accumulate[kNumNormKinds][kNumDTypes];
+  ScaleKernel scale[kNumDTypes];
+  ClampKernel clamp[kNumDTypes];
+  CountNonfiniteKernel count_nonfinite[kNumDTypes];
+};
+
+extern const Kernels kBaseKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace fastclip::cpu

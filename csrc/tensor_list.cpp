@@ -1,0 +1,193 @@
+#include "tensor_list.h"
+
+#include <algorithm>
+#include <array>
+
+namespace fastclip {
+namespace {
+
+TensorTypes g_types;
+
+constexpr int kMaxSortedDims = 16;
+
+// True if the elements fill their memory without gap or repeat, in any order of the dimensions.
+bool is_dense(const dlpack::Tensor& t) {
+  if (t.strides == nullptr) return true;
+  int64_t expected = 1;
+  bool contiguous = true;
+  for (int d = t.ndim - 1; d >= 0 && contiguous; --d) {
+    if (t.shape[d] == 1) continue;
+    contiguous = t.strides[d] == expected;
+    expected *= t.shape[d];
+  }
+  if (contiguous) return true;
+
+  std::array<std::pair<int64_t, int64_t>, kMaxSortedDims> dims;  // (stride, size)
+  int n = 0;
+  for (int d = 0; d < t.ndim; ++d) {
+    if (t.shape[d] == 1) continue;
+    if (n == kMaxSortedDims) return false;
+    dims[n++] = {t.strides[d], t.shape[d]};
+  }
+  std::sort(dims.begin(), dims.begin() + n);
+  expected = 1;
+  for (int i = 0; i < n; ++i) {
+    if (dims[i].first != expected) return false;
+    expected *= dims[i].second;
+  }
+  return true;
+}
+
+bool to_dtype(dlpack::DataType type, DType* out) {
+  if (type.lanes != 1) return false;
+  if (type.code == dlpack::kFloat && type.bits == 32) return *out = DType::kFloat32, true;
+  if (type.code == dlpack::kFloat && type.bits == 64) return *out = DType::kFloat64, true;
+  if (type.code == dlpack::kFloat && type.bits == 16) return *out = DType::kFloat16, true;
+  if (type.code == dlpack::kBfloat && type.bits == 16) return *out = DType::kBFloat16, true;
+  return false;
+}
+
+// Page-locked host memory is ordinary memory to the CPU.
+dlpack::Device normalized(dlpack::Device device) {
+  if (device.type == dlpack::kCudaHost || device.type == dlpack::kRocmHost) return {dlpack::kCpu, 0};
+  return device;
+}
+
+}  // namespace
+
+std::string TensorTypes::set(PyObject* tensor_type, PyObject* parameter_type) {
+  PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
+  if (capsule == nullptr) {
+    PyErr_Clear();
+    return "this torch has no DLPack exchange API (torch >= 2.10 has it)";
+  }
+  void* pointer = PyCapsule_GetPointer(capsule, dlpack::kExchangeApiCapsule);
+  // torch keeps the table in static memory, so the capsule need not be held.
+  Py_DECREF(capsule);
+  if (pointer == nullptr) {
+    PyErr_Clear();
+    return "torch.Tensor.__dlpack_c_exchange_api__ is not a capsule named dlpack_exchange_api";
+  }
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
+  while (api != nullptr && api->header.version.major != dlpack::kMajorVersion) {
+    api = reinterpret_cast<const dlpack::ExchangeApi*>(api->header.prev_api);
+  }
+  if (api == nullptr) return "torch offers no version 1 of the DLPack exchange API";
+  if (api->dltensor_from_py_object_no_sync == nullptr) {
+    return "torch's DLPack exchange API has no dltensor_from_py_object_no_sync";
+  }
+  Py_INCREF(tensor_type);
+  Py_INCREF(parameter_type);
+  Py_XSETREF(g_types.tensor, tensor_type);
+  Py_XSETREF(g_types.parameter, parameter_type);
+  g_types.api = api;
+  PyObject* descriptor = PyObject_GetAttrString(tensor_type, "grad");
+  if (descriptor == nullptr) {
+    PyErr_Clear();
+    return "torch.Tensor has no attribute grad";
+  }
+  if (Py_TYPE(descriptor) == &PyGetSetDescr_Type) {
+    g_types.grad = reinterpret_cast<PyGetSetDescrObject*>(descriptor)->d_getset;
+  }
+  // torch.Tensor keeps the descriptor alive.
+  Py_DECREF(descriptor);
+  return "";
+}
+
+const TensorTypes& TensorTypes::get() { return g_types; }
+
+TensorList::~TensorList() {
+  for (PyObject* tensor : tensors_) Py_DECREF(tensor);
+}
+
+bool TensorList::decline(PyObject* tensor, int64_t position, const char* what) {
+  reason_ = "gradient " + std::to_string(position) + " (" + Py_TYPE(tensor)->tp_name + ") " + what;
+  return false;
+}
+
+bool TensorList::add(PyObject* tensor, int64_t position, int32_t device_type) {
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  if (type != g_types.tensor && type != g_types.parameter) {
+    return decline(tensor, position, "is not a plain torch.Tensor");
+  }
+  dlpack::Tensor view;
+  if (g_types.api->dltensor_from_py_object_no_sync(tensor, &view) != 0) {
+    PyErr_Clear();
+    return decline(tensor, position, "has no plain memory (sparse, meta, nested, quantized or traced)");
+  }
+  Span span;
+  if (!to_dtype(view.dtype, &span.dtype)) {
+    return decline(tensor, position, "is not float16, bfloat16, float32 or float64");
+  }
+  span.numel = 1;
+  for (int d = 0; d < view.ndim; ++d) span.numel *= view.shape[d];
+  if (span.numel > 0 && view.data == nullptr) return decline(tensor, position, "has no memory");
+  if (span.numel > 0 && !is_dense(view)) return decline(tensor, position, "is not dense in memory");
+  const dlpack::Device device = normalized(view.device);
+  if (device.type != device_type) {
+    return decline(tensor, position,
+                   device_type == dlpack::kCpu ? "is not on the CPU" : "is not on the device");
+  }
+  if (spans_.empty()) {
+    device_ = device;
+  } else if (device.id != device_.id) {
+    return decline(tensor, position, "is on another device than the first");
+  }
+  span.data = static_cast<char*>(view.data) + view.byte_offset;
+  has_empty_ |= span.numel == 0;
+  has_float64_ |= span.dtype == DType::kFloat64;
+  nbytes_ += span.nbytes();
+  Py_INCREF(tensor);
+  tensors_.push_back(tensor);
+  spans_.push_back(span);
+  positions_.push_back(position);
+  return true;
+}
+
+// Returns a new reference, or nullptr with a Python error set.
+PyObject* TensorList::gradient_of(PyObject* parameter) {
+  static PyObject* const grad_name = PyUnicode_InternFromString("grad");
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(parameter));
+  if (g_types.grad != nullptr && (type == g_types.parameter || type == g_types.tensor)) {
+    // What attribute lookup would end in; skipping it halves the cost per parameter.
+    return g_types.grad->get(parameter, g_types.grad->closure);
+  }
+  return PyObject_GetAttr(parameter, grad_name);
+}
+
+TensorList::Outcome TensorList::collect(PyObject* list, Source source, int32_t device_type) {
+  device_ = {device_type, 0};
+  const Py_ssize_t size = PyList_GET_SIZE(list);
+  spans_.reserve(size);
+  tensors_.reserve(size);
+  positions_.reserve(size);
+  // `.grad` may be a Python property, so the list may change size meanwhile.
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+    PyObject* item = PyList_GET_ITEM(list, i);
+    Py_INCREF(item);
+    PyObject* tensor = item;
+    if (source == Source::kGradients) {
+      tensor = gradient_of(item);
+      Py_DECREF(item);
+      if (tensor == nullptr) return Outcome::kPythonError;
+    }
+    const bool ok = (source == Source::kGradients && tensor == Py_None) || add(tensor, i, device_type);
+    Py_DECREF(tensor);
+    if (!ok) return Outcome::kDeclined;
+  }
+  return Outcome::kOk;
+}
+
+bool TensorList::has_lazy_negation() const {
+  static PyObject* const is_neg_name = PyUnicode_InternFromString("is_neg");
+  for (PyObject* tensor : tensors_) {
+    PyObject* answer = PyObject_CallMethodNoArgs(tensor, is_neg_name);
+    if (answer == nullptr) return false;
+    const bool negated = answer == Py_True;
+    Py_DECREF(answer);
+    if (negated) return true;
+  }
+  return false;
+}
+
+}  // namespace fastclip

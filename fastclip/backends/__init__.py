@@ -1,0 +1,138 @@
+"""Backends by name, and the choice between them.
+
+A backend is a module with the functions of `base.Backend`. `auto` asks each usable one in order of
+preference; a backend that cannot take the tensors at hand answers with `Declined`, having touched nothing,
+and the next is asked. `eager`, torch's own operations, is last and takes everything. An exception inside a
+backend is never a reason to try another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+
+from fastclip.backends import eager
+from fastclip.backends.base import Backend, BackendInfo, Declined
+from fastclip.errors import BackendUnavailableError
+
+__all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "use_backend"]
+
+NAMES = ("cpu", "eager")
+"""Backends in the order in which `auto` prefers them."""
+
+
+_USED_FOR = {
+    "cpu": "takes dense float16, bfloat16, float32 and float64 gradients on the CPU",
+    "eager": "takes everything that no other backend takes",
+}
+
+_chosen: ContextVar[str | None] = ContextVar("fastclip_backend", default=None)
+
+
+@functools.cache
+def _load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(f"fastclip.backends.{name}"))
+
+
+def _checked(name: str, source: str) -> str:
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"{source}: no backend {name!r}; expected one of {', '.join(('auto', *NAMES))}.")
+    return name
+
+
+@functools.cache
+def _from_environment() -> str:
+    return _checked(os.environ.get("FASTCLIP_BACKEND", "auto").lower(), "FASTCLIP_BACKEND")
+
+
+def chosen() -> str:
+    """Return the name in force: that of the innermost `use_backend`, else of FASTCLIP_BACKEND, else auto."""
+    return _chosen.get() or _from_environment()
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use one backend for every fastclip call inside the `with` block, in this thread or task.
+
+    Args:
+        name: "auto", "cpu" or "eager". A named backend never hands tensors on to another: what it
+            cannot take raises `BackendUnavailableError`.
+
+    Raises:
+        ValueError: no backend has this name.
+        BackendUnavailableError: the backend cannot run here.
+    """
+    _checked(name, "use_backend")
+    if name != "auto":
+        _demanded(name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def backend_info() -> dict[str, BackendInfo]:
+    """Return each backend's state, in the order in which `auto` prefers them."""
+    info = {}
+    for name in NAMES:
+        backend = _load(name)
+        reason = backend.unavailable_reason()
+        info[name] = BackendInfo(name, reason is None, reason or _USED_FOR[name], backend.details())
+    return info
+
+
+def run(operation: str, *args: Any, foreach: bool | None = None) -> Any:
+    """Call `operation` of the first backend that takes the tensors.
+
+    Args:
+        operation: A function's name in `Backend`.
+        *args: Its arguments.
+        foreach: As in torch; only eager heeds it, and False selects eager.
+
+    Raises:
+        BackendUnavailableError: a backend was demanded by name and cannot take the tensors.
+    """
+    if foreach is not False and not is_tracing() and (name := chosen()) != "eager":
+        for backend in _usable() if name == "auto" else (_demanded(name),):
+            result = getattr(backend, operation)(*args)
+            if type(result) is not Declined:
+                return result
+            if name != "auto":
+                raise BackendUnavailableError(_unavailable(name, result.reason))
+    options = {} if foreach is None else {"foreach": foreach}
+    return getattr(eager, operation)(*args, **options)
+
+
+def is_tracing() -> bool:
+    """Whether torch must see every operation: a compiler, a tracer or a dispatch mode is at work."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+@functools.cache
+def _usable() -> tuple[Backend, ...]:
+    backends = [_load(name) for name in NAMES if name != "eager"]
+    return tuple(backend for backend in backends if backend.unavailable_reason() is None)
+
+
+def _demanded(name: str) -> Backend:
+    backend = _load(name)
+    if reason := backend.unavailable_reason():
+        raise BackendUnavailableError(_unavailable(name, reason))
+    return backend
+
+
+def _unavailable(name: str, reason: str) -> str:
+    others = ", ".join(n for n in ("auto", *NAMES) if n != name)
+    return f"fastclip: backend {name!r} cannot be used: {reason}. Choose another with use_backend: {others}."

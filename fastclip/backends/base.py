@@ -1,0 +1,71 @@
+"""What a backend is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A backend's answer to tensors that it cannot take; nothing was read or written."""
+
+    reason: str
+
+
+class Backend(Protocol):
+    """What a backend module offers.
+
+    `parameters` and `tensors` are lists. `norm_type` is a float. Every function may answer with `Declined`.
+    """
+
+    def unavailable_reason(self) -> str | None:
+        """Return why this backend cannot run here, or None if it can."""
+
+    def details(self) -> dict[str, str]:
+        """Return what there is to know about it: libraries, instruction sets, devices."""
+
+    def total_norm(self, tensors: list[Tensor], norm_type: float) -> Tensor | Declined:
+        """Return the norm of all tensors together, 0-dim, float32 or float64."""
+
+    def clip_grad_norm_(
+        self,
+        parameters: list[Tensor],
+        max_norm: float,
+        norm_type: float,
+        keep_nonfinite: bool,
+    ) -> Tensor | Declined:
+        """Clip and return the total norm; with `keep_nonfinite` a non-finite norm changes nothing."""
+
+    def clip_grads_with_norm_(
+        self, parameters: list[Tensor], max_norm: float, total_norm: Tensor
+    ) -> Declined | None:
+        """Multiply each gradient by min(1, max_norm / (total_norm + 1e-6))."""
+
+    def clip_grad_value_(self, parameters: list[Tensor], clip_value: float) -> Declined | None:
+        """Clamp each gradient to [-clip_value, clip_value]."""
+
+    def grad_norms(self, parameters: list[Tensor], norm_type: float) -> Tensor | Declined:
+        """Return the norm of each gradient, 1-dim."""
+
+    def count_nonfinite(self, tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
+        """Return (position, number of nan, number of inf) of each tensor that has any."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One backend's state.
+
+    Attributes:
+        name: As `use_backend` takes it.
+        available: Whether it can run here.
+        reason: Why it cannot, or where `auto` uses it.
+        details: Libraries, instruction sets, devices.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    details: dict[str, str] = field(default_factory=dict)

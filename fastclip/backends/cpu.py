@@ -1,0 +1,121 @@
+"""The C++ CPU backend: `fastclip._C` behind the backend interface.
+
+Takes dense tensors of float16, bfloat16, float32 and float64 on the CPU, mixed freely. One call reads
+the list of parameters, partitions it and runs all stages in one parallel region; see csrc/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastclip.backends.base import Declined
+
+_C: Any
+try:
+    from fastclip import _C  # type: ignore[attr-defined, no-redef]
+except ImportError as error:
+    # Only the absence of the extension is a reason to go on without it; a broken one says why it is broken.
+    _C = None
+    _reason: str | None = f"the C++ extension is not built or does not load ({error})"
+else:
+    _reason = _C.set_torch(torch.Tensor, torch.nn.Parameter, torch.autograd.graph.increment_version) or None
+    os.register_at_fork(after_in_child=_C.after_fork_in_child)
+    _forced = os.environ.get("FASTCLIP_INSTRUCTION_SET")
+    if _forced and not _C.select_instruction_set(_forced):
+        raise ValueError(
+            f"FASTCLIP_INSTRUCTION_SET: this machine cannot run {_forced!r}; "
+            f"expected one of {', '.join(_C.supported_instruction_sets())}."
+        )
+
+
+def unavailable_reason() -> str | None:
+    """Return why the extension cannot be used, or None."""
+    return _reason
+
+
+def details() -> dict[str, str]:
+    """Return the instruction set in use, those that this machine can run, the threads and the compiler."""
+    if _C is None:
+        return {}
+    return {
+        "instruction set": _C.instruction_set(),
+        "supported": ", ".join(_C.supported_instruction_sets()),
+        "threads": str(torch.get_num_threads()),
+        "compiler": _C.COMPILER,
+    }
+
+
+def total_norm(tensors: list[Tensor], norm_type: float) -> Tensor | Declined:
+    """Return the norm of all tensors together; reads every byte once."""
+    if not norm_type > 0:
+        return _no_kernel(norm_type)
+    return _scalar(_C.total_norm(tensors, norm_type, False, torch.get_num_threads()))
+
+
+def clip_grad_norm_(
+    parameters: list[Tensor], max_norm: float, norm_type: float, keep_nonfinite: bool
+) -> Tensor | Declined:
+    """Clip in one call; reads every byte once, and reads and writes it once more if the norm is above."""
+    if not norm_type > 0:
+        return _no_kernel(norm_type)
+    return _scalar(
+        _C.clip_grad_norm_(parameters, max_norm, norm_type, keep_nonfinite, torch.get_num_threads())
+    )
+
+
+def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> Declined | None:
+    """Scale by the coefficient of a norm that is known; writes nothing if that is 1."""
+    if type(total_norm) is not Tensor or total_norm.device.type != "cpu" or total_norm.dim() != 0:
+        return Declined("total_norm is not a plain 0-dim tensor on the CPU")
+    if total_norm.is_complex():
+        return Declined("total_norm is complex")
+    return _declined(
+        _C.clip_grads_with_norm_(parameters, max_norm, total_norm.item(), torch.get_num_threads())
+    )
+
+
+def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:
+    """Clamp; reads every byte once, and writes only where an element is outside."""
+    if clip_value != clip_value:
+        return Declined("clip_value is nan")
+    num_grads = _C.clip_grad_value_(parameters, clip_value, torch.get_num_threads())
+    if num_grads == 0:
+        return Declined("there is no gradient")
+    return _declined(num_grads)
+
+
+def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor | Declined:
+    """Return the norm of each gradient; reads every byte once."""
+    result = _C.grad_norms(parameters, norm_type, torch.get_num_threads())
+    if isinstance(result, str):
+        return Declined(result)
+    norms, any_float64 = result
+    return torch.tensor(norms, dtype=torch.float64 if any_float64 else torch.float32, device="cpu")
+
+
+def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
+    """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
+    result = _C.count_nonfinite(tensors, False, torch.get_num_threads())
+    return Declined(result) if isinstance(result, str) else result
+
+
+def _no_kernel(norm_type: float) -> Declined:
+    return Declined(f"there is no kernel for norm_type={norm_type}; expected one > 0")
+
+
+def _declined(result: Any) -> Declined | None:
+    return Declined(result) if isinstance(result, str) else None
+
+
+def _scalar(result: Any) -> Tensor | Declined:
+    if isinstance(result, tuple):
+        norm, is_float64 = result
+        dtype = torch.float64 if is_float64 else torch.float32
+        return torch.scalar_tensor(norm, dtype=dtype, device="cpu")
+    if result is None:
+        return torch.tensor(0.0)
+    return Declined(result)

@@ -1,0 +1,181 @@
+"""The eager backend: torch's own operations, for everything that no kernel takes.
+
+Plain tensors are measured in float64 (float32 where the device has no float64), so the norm is as right
+as the kernels'. What is not a plain dense real tensor (DTensor, sparse, complex, nested, quantized) goes to
+torch's own functions and behaves as there. torch.compile traces these functions as one graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad as torch_clip_grad
+
+# The public function is bound early, so that it stays torch's own while `patch_torch` is in force.
+from torch.nn.utils.clip_grad import clip_grad_value_ as _torch_clip_grad_value_
+from torch.utils._foreach_utils import _device_has_foreach_support, _has_foreach_support
+
+from fastclip.reference import NORM_EPSILON
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_WITHOUT_FLOAT64 = ("mps", "xpu")
+
+
+def unavailable_reason() -> str | None:
+    """Return None: torch is always there."""
+    return None
+
+
+def details() -> dict[str, str]:
+    """Return torch's version."""
+    return {"torch": torch.__version__}
+
+
+def total_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None = None) -> Tensor:
+    """Return the norm of all tensors together; reads every byte once, one launch or more per tensor."""
+    with torch.no_grad():
+        if not _are_plain(tensors):
+            return torch_clip_grad._get_total_norm(tensors, norm_type, False, foreach)
+        return _returned(_wide_norm(tensors, norm_type, foreach), tensors)
+
+
+def clip_grad_norm_(
+    parameters: list[Tensor],
+    max_norm: float,
+    norm_type: float,
+    keep_nonfinite: bool,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Clip; reads every byte once and always reads and writes it once more, unless max_norm is inf."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    with torch.no_grad():
+        if not _are_plain(grads):
+            norm = torch_clip_grad._get_total_norm(grads, norm_type, False, foreach)
+            if max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
+                torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, norm, foreach)
+            return norm
+        wide = _wide_norm(grads, norm_type, foreach)
+        norm = _returned(wide, grads)
+        if grads and max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
+            _scale(grads, _coefficient(max_norm, wide), foreach)
+        return norm
+
+
+def clip_grads_with_norm_(
+    parameters: list[Tensor], max_norm: float, total_norm: Tensor, foreach: bool | None = None
+) -> None:
+    """Multiply each gradient by min(1, max_norm / (total_norm + 1e-6)), always writing it."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    with torch.no_grad():
+        if not _are_plain(grads) or type(total_norm) not in _PLAIN_TYPES:
+            torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
+        elif grads:
+            _scale(grads, _coefficient(max_norm, _widened(total_norm)), foreach)
+
+
+def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool | None = None) -> None:
+    """Clamp each gradient to [-clip_value, clip_value]; torch's own function."""
+    _torch_clip_grad_value_(parameters, clip_value, foreach)
+
+
+def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
+    """Return the norm of each gradient; reads every byte once, one launch or more per gradient."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return torch.empty(0)
+    with torch.no_grad():
+        norms = [
+            torch.linalg.vector_norm(g, norm_type, dtype=_wide_dtype(g)) if g.numel() else g.new_zeros(())
+            for g in grads
+        ]
+        stacked = torch.stack([n.to(grads[0].device, _wide_dtype(grads[0])) for n in norms])
+        return stacked.to(_returned_dtype(grads))
+
+
+def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
+    """Return (position, nan, inf) of each tensor that is not finite; synchronizes with the device."""
+    counts = []
+    for position, tensor in enumerate(tensors):
+        values = tensor.detach()
+        if values.layout != torch.strided:
+            values = values.coalesce().values() if values.layout == torch.sparse_coo else values.values()
+        nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
+        if nan or inf:
+            counts.append((position, nan, inf))
+    return counts
+
+
+def _are_plain(tensors: list[Tensor]) -> bool:
+    return all(
+        type(t) in _PLAIN_TYPES and t.dtype in _PLAIN_DTYPES and t.layout is torch.strided and not t.is_nested
+        for t in tensors
+    )
+
+
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+def _widened(norm: Tensor) -> Tensor:
+    return norm.to(torch.promote_types(norm.dtype, _wide_dtype(norm)))
+
+
+def _returned_dtype(tensors: list[Tensor]) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _returned(wide: Tensor, tensors: list[Tensor]) -> Tensor:
+    return wide.to(_returned_dtype(tensors)) if tensors else torch.tensor(0.0)
+
+
+def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
+
+
+def _use_foreach(group: list[Tensor], foreach: bool | None) -> bool:
+    """Decide as torch does, and object as it does when foreach=True cannot be had."""
+    device = group[0].device
+    if foreach is None:
+        return bool(_has_foreach_support(group, device))
+    if foreach and not _device_has_foreach_support(device):
+        raise RuntimeError(f"foreach=True was passed, but can't use the foreach API on {device.type} tensors")
+    return bool(foreach)
+
+
+def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) -> Tensor:
+    """Return the total norm before it is rounded to the dtype that the caller gets."""
+    if not tensors:
+        return torch.tensor(0.0)
+    norms: list[Tensor] = []
+    for group in _groups(tensors):
+        dtype = _wide_dtype(group[0])
+        if _use_foreach(group, foreach):
+            norms.extend(torch._foreach_norm(group, norm_type, dtype=dtype))
+        else:
+            norms.extend(torch.linalg.vector_norm(g, norm_type, dtype=dtype) for g in group)
+    first = tensors[0]
+    stacked = torch.stack([n.to(first.device, _wide_dtype(first)) for n in norms])
+    total: Tensor = torch.linalg.vector_norm(stacked, norm_type)
+    return total
+
+
+def _coefficient(max_norm: float, norm: Tensor) -> Tensor:
+    coefficient: Tensor = max_norm / (norm + NORM_EPSILON)
+    return torch.clamp(coefficient, max=1.0)
+
+
+def _scale(grads: list[Tensor], coef: Tensor, foreach: bool | None) -> None:
+    for group in _groups(grads):
+        wide = torch.float64 if group[0].dtype == torch.float64 else torch.float32
+        factor = coef.to(group[0].device, wide)
+        if _use_foreach(group, foreach):
+            torch._foreach_mul_(group, factor)
+        else:
+            for grad in group:
+                grad.mul_(factor)
