@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+import fastclip
 from fastclip.tuner.data import TuningData
 from fastclip.tuner.explosion import ExplosionRule, ExplosionWatch
 from fastclip.tuner.metrics import LossFunction, Scoring, measure
@@ -88,10 +88,7 @@ class TrainingRun:
 
 def clip(parameters: list[nn.Parameter], max_norm: float | None, norm_type: float) -> torch.Tensor:
     """Clip the gradients to max_norm and return their norm before; only measure it when max_norm is None."""
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
-    if max_norm is not None:
-        clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+    return fastclip.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm, norm_type)
 
 
 def train(
