@@ -47,7 +47,7 @@ class ExplosionRule:
     norm_factor: float | None = 100.0
     norm_steps: int = 5
     window: int = 101
-    loss_factor: float | None = 10.0
+    loss_factor: float | None = 4.0
     every: int = 1
 
     def __post_init__(self) -> None:
