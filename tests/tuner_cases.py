@@ -1,4 +1,4 @@
-"""Small models and data for the tuner's tests; at the top level of a module, so that workers can import them."""
+"""Small models and data for the tuner's tests, importable by spawned workers."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ def make_context(
         TypeError: model_init is not callable, or an argument has the wrong type.
         ValueError: an argument is out of range, or every fold is degenerate.
     """
-    if not callable(model_init):
+    if isinstance(model_init, torch.nn.Module) or not callable(model_init):
+        kind = "module" if isinstance(model_init, torch.nn.Module) else type(model_init).__name__
         raise TypeError(
-            f"{caller}: model_init is a {type(model_init).__name__}; expected a function of the parameters "
-            "that "
-            "returns a new torch.nn.Module."
+            f"{caller}: model_init is a {kind}; expected a function of the parameters that returns a new "
+            "torch.nn.Module, because every fold trains a fresh one."
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{caller}: seed={seed!r}; expected an integer >= 0.")
