@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
-from fastclip.tuner.training import EpochRecord
+from fastclip.tuner.stepping import EpochRecord
 
 EpochCallback: TypeAlias = Callable[[FoldTask, EpochRecord], bool]
 
