@@ -170,11 +170,13 @@ def test_threads_may_be_divided():
 
 
 SCRIPT = """
+import signal
 import sys
 import optuna
 import test_tuner_workers as tests
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without it
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tests.slow_search(sys.argv[1], sys.argv[2], n_jobs=2)
 """
