@@ -143,12 +143,8 @@ class TestRun:
         assert used.exit_code == 1
         assert "is not empty" in used.output
         assert "--resume" in used.output
-        for override, name in [
-            ("lr.high=0.5", "space"),
-            ("data.n=61", "data"),
-            ("cv.folds=3", "cv"),
-            ("study.seed=1", "seed"),
-        ]:
+        changes = {"lr.high=0.5": "space", "data.n=61": "data", "cv.folds=3": "cv", "study.seed=1": "seed"}
+        for override, name in changes.items():
             changed = invoke("run", config, "-o", tmp_path / "run", "--resume", "--set", override)
             assert changed.exit_code == 1
             assert "cannot resume, changed: " in changed.output
@@ -180,9 +176,8 @@ class TestRun:
         assert not (tmp_path / "run").exists()
 
     def test_all_exploded_is_an_error_message(self, config, tmp_path):
-        result = invoke(
-            "run", config, "-o", tmp_path / "run", "--set", "model.factory=tuner_cases:always_nan"
-        )
+        overrides = ("--set", "model.factory=tuner_cases:always_nan", "--set", "batch_size=10")
+        result = invoke("run", config, "-o", tmp_path / "run", *overrides)
         assert result.exit_code == 1
         assert "all 4 trials exploded" in result.output
 
@@ -226,10 +221,9 @@ class TestWorkers:
     def shared(self, config, tmp_path):
         """A study in a shared storage whose search is `run`, and a function that starts another worker."""
         url = f"sqlite:///{tmp_path}/shared.db"
+        study = f'n_trials = 6\nstale_after = 5\nname = "shared"\nstorage = "{url}"'
         config.write_text(
-            CONFIG.replace(
-                "n_trials = 4", f'n_trials = 6\nstale_after = 5\nname = "shared"\nstorage = "{url}"'
-            ).replace("tuner_cases:mlp", "tuner_cases:slow")
+            CONFIG.replace("n_trials = 4", study).replace("tuner_cases:mlp", "tuner_cases:slow")
         )
         here = Path(__file__).parent
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}

@@ -129,7 +129,7 @@ def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):
 
 
 def test_any_number_of_jobs_gives_the_same_trials(tmp_path):
-    # A random search draws the same trials; a fold after an exploded one must not count, though it was in flight.
+    # A random search draws the same trials; a fold after an exploded one must not count.
     tables = []
     for n_jobs in (1, 2):
         TunerCV(

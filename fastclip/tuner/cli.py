@@ -80,7 +80,12 @@ def worker(storage: str, name: str, n_jobs: int, stale_after: int) -> None:
                 f"worker: study {name!r} has no configuration; expected one made by `tune run`."
             )
         _search_path(Path.cwd())
-        options = {"storage": storage, "study_name": name, "n_jobs": n_jobs, "stale_after": stale_after}
+        options: dict[str, Any] = {
+            "storage": storage,
+            "study_name": name,
+            "n_jobs": n_jobs,
+            "stale_after": stale_after,
+        }
         experiment = build(config, resume=True, **options)
         with progress(Console(), experiment.tuner.n_trials) as show:
             experiment.tuner.set_params(callbacks=[show]).search(experiment.data)
