@@ -371,3 +371,20 @@ def test_explosion_rule_reaches_the_folds():
     rule = ExplosionRule(loss_factor=1.0001, norm_factor=None)
     search = tuner(space=space, sampler="grid", n_trials=None, explosion=rule, max_epochs=10)
     assert search.fit(cases.blobs()).explosions_[0]["reason"].startswith("the loss")
+
+
+def test_trial_that_another_process_took_over_is_dropped(tmp_path):
+    # What a process sees that was suspended for longer than stale_after: its trial was failed meanwhile.
+    url = f"sqlite:///{tmp_path}/shared.db"
+
+    def model(params):
+        if params["lr"] == 0.2:
+            study = optuna.load_study(study_name="fastclip", storage=url)
+            trial_id = study.trials[1]._trial_id
+            if study.trials[1].state == TrialState.RUNNING:
+                study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        return cases.mlp(params)
+
+    space = {"lr": Choice([0.1, 0.2, 0.3])}
+    search = tuner(model, space, sampler="grid", n_trials=None, storage=url, refit=False).fit(cases.blobs())
+    assert [record.number for record in search.records_] == [0, 2]
