@@ -167,7 +167,7 @@ def search(how: str, seed: int) -> dict[str, Any]:
 
 
 def told_as_nan(data: TuningData, seed: int) -> list[bool]:
-    """Search with the same draws and folds, but let an explosion make the trial FAIL, as NaN does in Optuna."""
+    """Search with the same draws and folds, but let an explosion fail the trial, as NaN does in Optuna."""
     shared = context(data, seed)
     study = optuna.create_study(direction="maximize")
     exploded = []
