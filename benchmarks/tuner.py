@@ -1,19 +1,20 @@
 """Measure the tuner on scikit-learn's digits and write benchmarks/results/tuner.json.
 
-    python benchmarks/tuner.py [--json PATH]
+    python benchmarks/tuner.py [--json PATH] [--parts overhead jobs searches]
 
-Four questions, about six minutes on two cores:
+Three parts, about six minutes on two cores:
 
 - overhead: what one fold costs beside the same training loop with nothing around it;
 - jobs: how much faster two jobs are than one, start of the workers included;
-- explosions: the share of exploded trials after the first ten, told as the worst value with a constraint, and
-  told as NaN (what an objective that returns its loss does), for the same seeds, and for a random search;
-- refit: the accuracy of the refitted model on a held-out test set.
+- searches: the share of exploded trials after the first ten, told as the worst value with a constraint,
+  and told as NaN (what an objective that returns its score does), for the same seeds; the share in a random
+  search; and the accuracy of the refitted models on a held-out test set.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import statistics
@@ -208,27 +209,25 @@ def measure_searches() -> dict[str, Any]:
     }
 
 
+PARTS = {"overhead": measure_overhead, "jobs": measure_jobs, "searches": measure_searches}
+
+
 def main() -> None:
-    """Measure everything and write the results."""
+    """Measure the parts asked for and write them beside those that are there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "tuner.json")
-    path = parser.parse_args().json
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    results = {
-        "environment": asdict(environment()),
-        "options": {
-            "space": Space(SPACE).describe(), "rule": asdict(RULE), "n_trials": N_TRIALS, "folds": FOLDS,
-            "epochs": EPOCHS, "seeds": SEEDS,
-        },
-        "overhead": measure_overhead(),
-        "jobs": measure_jobs(),
-        "searches": measure_searches(),
-    }  # fmt: skip
-    write_json(path, results)
-    for name in ("overhead", "jobs"):
-        print(name, results[name])
-    print({name: value for name, value in results["searches"].items() if name != "rows"})
+    results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    options = {"space": Space(SPACE).describe(), "rule": asdict(RULE), "n_trials": N_TRIALS}
+    options |= {"folds": FOLDS, "epochs": EPOCHS, "seeds": SEEDS}
+    for name in arguments.parts:
+        measured = PARTS[name]()
+        results[name] = {"environment": asdict(environment()), "options": options, **measured}
+        print(name, {key: value for key, value in measured.items() if key != "rows"}, flush=True)
+    write_json(arguments.json, results)
 
 
 if __name__ == "__main__":
