@@ -37,7 +37,7 @@ def test_default_leaves_the_model_alone():
 def test_gain_scales_the_deviation_that_the_method_defines(init, std):
     layer = nn.Linear(200, 300)
     initialise(nn.Sequential(layer), init, gain=3.0)
-    # 60000 values: the sample deviation is within 5 of its own deviations, 1 / sqrt(2 n), times 1.5 for slack.
+    # 60000 values: the sample deviation is within 5 of its own deviations, 1 / sqrt(2 n), times 1.5.
     assert layer.weight.std().item() == pytest.approx(3.0 * std, rel=7.5 / math.sqrt(2 * 60000))
     assert not layer.bias.any()
 

@@ -311,7 +311,7 @@ class TestCrossValidate:
 
     def test_nan_score_is_an_error_and_no_score(self):
         result = cross_validate(
-            cases.mlp, {}, cases.blobs(), cv=2, max_epochs=1, scoring=lambda estimator, X, y: math.nan
+            cases.mlp, {}, cases.blobs(), cv=2, max_epochs=1, scoring=lambda estimator, rows, y: math.nan
         )
         assert result["status"].tolist() == ["error"] * 2
         assert "expected a finite score" in result["message"][0]
@@ -352,10 +352,8 @@ class TestCrossValidate:
         assert runs[0] == runs[1]
 
     def test_lsuv_l1_l2_dropout_and_schedules_run_together(self):
-        params = {
-            "init": "lsuv", "l1": 1e-4, "l2": 1e-4, "dropout": 0.1, "scheduler": "one_cycle", "optimizer": "adam",
-            "lr": 0.05, "weight_decay": 1e-3,
-        }  # fmt: skip
+        params = {"init": "lsuv", "l1": 1e-4, "l2": 1e-4, "dropout": 0.1, "scheduler": "one_cycle"}
+        params |= {"optimizer": "adam", "lr": 0.05, "weight_decay": 1e-3}
         result = cross_validate(cases.mlp, params, cases.blobs(), cv=2, max_epochs=10)
         assert result["mean_test_score"] > 0.9
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 NUM_CLASSES = 3
+DEADLY, HANGING = 0.66, 0.77
 
 
 def blobs(n: int = 90, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,23 +75,15 @@ def out_of_memory_above_32(params: dict[str, Any]) -> nn.Module:
     return mlp(params)
 
 
-def killed_once(params: dict[str, Any]) -> nn.Module:
-    """Kills its worker the first time that it is called for `params["marker"]`."""
-    marker = Path(params["marker"])
-    if not marker.exists():
+def dangerous(params: dict[str, Any]) -> nn.Module:
+    """Kills or hangs its process at certain rates; kills it once unless the file `kill_unless` is there."""
+    if "folder" in params:
+        (Path(params["folder"]) / str(os.getpid())).touch()
+    marker = Path(params.get("kill_unless", "/"))
+    if params["lr"] == DEADLY or not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return mlp(params)
-
-
-def killed_at_high_rate(params: dict[str, Any]) -> nn.Module:
-    if params["lr"] > 0.5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return mlp(params)
-
-
-def hangs_at_high_rate(params: dict[str, Any]) -> nn.Module:
-    if params["lr"] > 0.5:
+    if params["lr"] == HANGING:
         time.sleep(3600)
     return mlp(params)
 

@@ -40,6 +40,7 @@ from fastclip.tuner.initialisation import INIT_NAMES, initialise
 from fastclip.tuner.roulette import RouletteWheelSplit
 from fastclip.tuner.spaces import Choice, Float, Int, Space
 from fastclip.tuner.splits import check_cv
+from fastclip.tuner.suggest import ClipRange, suggest_clip_range
 from fastclip.tuner.tuner_cv import TunerCV
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "AllTrialsExplodedError",
     "AllTrialsFailedError",
     "Choice",
+    "ClipRange",
     "ConfigError",
     "ExplosionRule",
     "Float",
@@ -62,4 +64,5 @@ __all__ = [
     "cross_validate",
     "initialise",
     "nested_cv",
+    "suggest_clip_range",
 ]

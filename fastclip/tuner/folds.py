@@ -19,14 +19,8 @@ from fastclip.tuner.initialisation import initialise
 from fastclip.tuner.regularisation import set_dropout
 from fastclip.tuner.seeding import derive_seed, seeded
 from fastclip.tuner.splits import Split, missing_classes
-from fastclip.tuner.training import (
-    DEFAULT_BATCH_SIZE,
-    EpochRecord,
-    Objective,
-    TrainingRun,
-    call,
-    train,
-)
+from fastclip.tuner.stepping import DEFAULT_BATCH_SIZE, EpochRecord, Indices, TrainingRun, call
+from fastclip.tuner.training import Objective, train
 
 ModelInit: TypeAlias = Callable[[dict[str, Any]], nn.Module]
 
@@ -134,7 +128,7 @@ def run_fold(
     seed = derive_seed(context.seed, task.fold)
     try:
         with torch_threads(context.threads), seeded(seed, device):
-            model = build_model(context, task.params, split[0], device)
+            model = build_model(context.model_init, context.data, task.params, split[0], device)
             run = train(
                 model,
                 context.data.to(device),
@@ -153,19 +147,21 @@ def run_fold(
 
 
 def build_model(
-    context: FoldContext, params: dict[str, Any], train_rows: Any, device: torch.device
+    model_init: ModelInit, data: TuningData, params: dict[str, Any], rows: Indices, device: torch.device
 ) -> nn.Module:
     """Call model_init and apply `dropout`, `init` and `init_gain` to what it returns.
+
+    Data-dependent initialisation sees the first mini-batch of `rows`.
 
     Raises:
         TypeError: model_init does not return a torch module.
     """
-    model = context.model_init(dict(params))
+    model = model_init(dict(params))
     if not isinstance(model, nn.Module):
         raise TypeError(f"model_init returned a {type(model).__name__}; expected a torch.nn.Module.")
     model.to(device)
     batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
-    inputs = context.data.batch(train_rows[:batch_size], device)[0]
+    inputs = data.batch(rows[:batch_size], device)[0]
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         with torch.no_grad():
             call(model, inputs)

@@ -13,7 +13,8 @@ from torch import nn
 from fastclip.tuner.errors import RefitExplodedError
 from fastclip.tuner.folds import FoldContext, build_model, torch_threads
 from fastclip.tuner.seeding import derive_seed, seeded
-from fastclip.tuner.training import TrainingRun, train
+from fastclip.tuner.stepping import TrainingRun
+from fastclip.tuner.training import train
 
 MAX_REFITS = 3
 
@@ -45,7 +46,7 @@ def refit_best(
     reasons = []
     for index, params in ranked[:MAX_REFITS]:
         with torch_threads(threads), seeded(seed, device):
-            model = build_model(context, params, rows, device)
+            model = build_model(context.model_init, context.data, params, rows, device)
             run = train(
                 model,
                 context.data.to(device),

@@ -20,8 +20,8 @@ from fastclip.tuner.output import OutputDir
 from fastclip.tuner.records import collect, finished_trials
 from fastclip.tuner.samplers import grid_points, sampler_for_trial
 from fastclip.tuner.spaces import Space
+from fastclip.tuner.stepping import EpochRecord
 from fastclip.tuner.storage import Heartbeat, quiet_optuna, requeue_abandoned
-from fastclip.tuner.training import EpochRecord
 from fastclip.tuner.trial_run import PARAMS_ATTR, TrialRun, fold_attr
 
 POLL_SECONDS = 1.0

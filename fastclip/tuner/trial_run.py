@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from fastclip.tuner.explosion import TOLD_AS_WORST, Verdict
 from fastclip.tuner.folds import FoldResult, FoldTask
 from fastclip.tuner.metrics import Scoring
-from fastclip.tuner.training import EpochRecord
+from fastclip.tuner.stepping import EpochRecord
 
 CONSTRAINT = "explosion"
 FEASIBLE = -1.0

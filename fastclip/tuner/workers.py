@@ -187,6 +187,8 @@ def _work(connection: Connection, device: str, has_epoch_callback: bool, parent:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         context: FoldContext = pickle.loads(connection.recv_bytes())
+        # torch imports its compiler with the first optimizer, which would look like a hang in the first fold.
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         connection.send(("ready", None))
         while True:
             task: FoldTask = connection.recv()
