@@ -10,9 +10,12 @@ from xml.etree import ElementTree
 import optuna
 import pytest
 import tuner_cases as cases
+from click.testing import CliRunner
 from report_cases import MadeUpStudy, exploded, fold, scored
+from sklearn.exceptions import NotFittedError
 
 from fastclip.tuner import Choice, Float, TunerCV
+from fastclip.tuner.cli import tune
 from fastclip.tuner.explosion import Verdict
 from fastclip.tuner.output import OutputDir
 from fastclip.tuner.report import StudyView, write_plots, write_report, writing
@@ -20,6 +23,19 @@ from fastclip.tuner.report import StudyView, write_plots, write_report, writing
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 NAMES = [picture.name for picture in writing.PICTURES]
+CONFIG = """
+[study]
+n_trials = 2
+max_epochs = 1
+[model]
+factory = "tuner_cases:{factory}"
+[data]
+source = "tuner_cases:blobs"
+[cv]
+folds = 2
+[space]
+lr = {{ low = 0.01, high = 0.1 }}
+"""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -178,6 +194,65 @@ class TestStudies:
         assert list(tmp_path.iterdir()) == []
         with pytest.raises(ValueError, match="was not made by fastclip"):
             StudyView(optuna.create_study())
+
+
+class TestTuner:
+    def test_report_of_a_study_in_memory(self, tmp_path):
+        options = {"cv": 2, "max_epochs": 1, "n_trials": 2, "refit": False}
+        search = TunerCV(cases.mlp, {"lr": Float(0.01, 0.1)}, **options)
+        with pytest.raises(NotFittedError):
+            search.report(tmp_path / "report.html")
+        with pytest.raises(ValueError, match="neither path nor output_dir"):
+            search.fit(cases.blobs()).report()
+        page = Page(search.report(tmp_path / "report.html"))
+        assert "gradient_norms" in page.pictures
+        assert "Epoch records are kept in an output directory" in page.text
+
+    def test_report_of_a_failed_search_goes_to_its_directory(self, tmp_path):
+        search = TunerCV(cases.always_nan, {"lr": Float(0.1, 1.0)}, cv=2, n_trials=2, output_dir=tmp_path)
+        with pytest.raises(RuntimeError):
+            search.fit(cases.blobs())
+        assert "All 2 trials exploded" in Page(search.report()).text
+        assert (tmp_path / "report.html").exists()
+
+
+class TestCommands:
+    def invoke(self, *arguments):
+        return CliRunner().invoke(tune, [str(argument) for argument in arguments])
+
+    def test_report_and_plots(self, run, tmp_path):
+        moved = shutil.copytree(run, tmp_path / "moved")
+        done = self.invoke("report", moved, "--plots", tmp_path / "plots")
+        assert done.exit_code == 0
+        assert f"6 pictures in {tmp_path / 'plots'}" in done.output
+        assert len(list((tmp_path / "plots").iterdir())) == 6
+        page = (moved / "report.html").read_bytes()
+        assert self.invoke("report", run, "-o", tmp_path / "other.html").exit_code == 0
+        assert (tmp_path / "other.html").read_bytes() == page
+
+    def test_directory_without_a_study_is_refused(self, tmp_path):
+        done = self.invoke("report", tmp_path)
+        assert done.exit_code == 1
+        assert "has no config.json" in done.output
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(("factory", "code"), [("mlp", 0), ("always_nan", 1)])
+    def test_run_leaves_a_report(self, tmp_path, factory, code):
+        config = tmp_path / "study.toml"
+        config.write_text(CONFIG.format(factory=factory))
+        done = self.invoke("run", config, "-o", tmp_path / "run")
+        assert done.exit_code == code
+        assert f"report: {tmp_path / 'run' / 'report.html'}" in done.output
+        assert (tmp_path / "run" / "report.html").exists()
+
+    def test_run_without_the_extra_says_so(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "fastclip.tuner.report", None)
+        config = tmp_path / "study.toml"
+        config.write_text(CONFIG.format(factory="mlp"))
+        done = self.invoke("run", config, "-o", tmp_path / "run")
+        assert done.exit_code == 0
+        assert "no report: " in done.output
+        assert not (tmp_path / "run" / "report.html").exists()
 
 
 class TestPictures:

@@ -15,7 +15,7 @@ from fastclip.tuner.explosion import Verdict
 from fastclip.tuner.opening import SETTINGS_ATTR
 from fastclip.tuner.output import CONFIG, STUDY, OutputDir
 from fastclip.tuner.records import TrialRecord, collect, explosions
-from fastclip.tuner.training import EpochRecord
+from fastclip.tuner.stepping import EpochRecord
 
 
 class StudyView:
@@ -52,6 +52,7 @@ class StudyView:
 
         Raises:
             FileNotFoundError: the directory holds no study.
+            ValueError: the storage does not hold the study of the directory.
         """
         output = OutputDir(output_dir)
         for name, remedy in (
@@ -63,7 +64,12 @@ class StudyView:
                     f"StudyView.open: {output.path} has no {name}; expected what a search leaves. {remedy}"
                 )
         name = output.read_config()["run"]["study_name"]
-        return cls(optuna.load_study(study_name=name, storage=storage or output.storage_url), output)
+        try:
+            return cls(optuna.load_study(study_name=name, storage=storage or output.storage_url), output)
+        except KeyError:
+            raise ValueError(
+                f"StudyView.open: the storage holds no study {name!r}; expected the one of {output.path}."
+            ) from None
 
     @cached_property
     def records(self) -> list[TrialRecord]:
