@@ -86,6 +86,14 @@ class TestResults:
         assert copied.set_params(seed=4).seed == 4
         assert original.seed == 3
 
+    def test_refit_with_patience_keeps_the_best_epoch(self):
+        search = tuner(
+            space={"lr": 3.0, "momentum": 0.9}, n_trials=1, max_epochs=40, patience=3, scoring="loss"
+        )
+        search.set_params(explosion=ExplosionRule(loss_factor=None, norm_factor=None)).fit(cases.blobs())
+        losses = [epoch["loss"] for epoch in search.refit_run_.history]
+        assert search.score(*cases.blobs()) == min(losses) < losses[-1]
+
     def test_without_refit_there_is_no_model(self):
         search = tuner(refit=False).fit(cases.blobs())
         assert search.best_params_["momentum"] == 0.5
@@ -175,6 +183,8 @@ class TestExplosions:
     def test_later_folds_are_not_run(self, exploding):
         results = exploding.cv_results_
         assert [results[f"split{i}_status"][1] for i in range(3)] == ["exploded", "not run", "not run"]
+        assert results["split0_test_score"].tolist()[1:] == [-math.inf] * 2
+        assert np.isnan(results["split1_test_score"][1:]).all()
         assert results["mean_test_score"].tolist()[1:] == [-math.inf] * 2
         assert results["rank_test_score"].tolist() == [1, 2, 2]
 
@@ -396,9 +406,7 @@ def test_shared_storage_goes_on_only_when_told_to(tmp_path):
     tuner(n_trials=2, **options).fit(cases.blobs())
     with pytest.raises(ResumeError, match="holds a study 'mine'; expected a new name"):
         tuner(n_trials=4, **options).fit(cases.blobs())
-    with pytest.raises(
-        ResumeError, match=r"changed: max_epochs; expected .* max_epochs: was 3, is 4"
-    ):
+    with pytest.raises(ResumeError, match=r"changed: max_epochs; expected .* max_epochs: was 3, is 4"):
         tuner(n_trials=4, max_epochs=4, resume=True, **options).fit(cases.blobs())
     resumed = tuner(n_trials=4, resume=True, **options).fit(cases.blobs())
     assert [record.number for record in resumed.records_] == [0, 1, 2, 3]
