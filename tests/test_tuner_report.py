@@ -277,6 +277,10 @@ class TestPictures:
             study.add(scored(value), lr=0.1)
         assert drawing(study.view, "search_history")[0].lines[0].get_ydata().tolist() == [0.5, 0.5, 0.3]
         assert study.view.best.number == 2
+        axes = drawing(study.add(exploded(), lr=0.9).view, "search_history")[0]
+        assert (
+            axes.collections[1].get_offsets()[0, 1] > 0.5
+        )  # exploded trials stand above, where losses are high
 
     def test_map_places_trials_by_outcome(self):
         study = MadeUpStudy()

@@ -106,7 +106,7 @@ def gradient_norms(view: StudyView) -> Figure:
             textcoords="offset points", va="top", fontsize=9, color=style.INK,
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(y=0.15)
     axes.set(xlabel="gradient norm before clipping", ylabel="share of the steps")
     legend_above(axes)

@@ -21,11 +21,11 @@ from fastclip.tuner.trial_run import STATUS_ATTR
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 LANE = 0.12  # height of the lane of unclipped trials, as a share of the axis
-RAIL = 0.04  # height at which trials without a score stand
+RAIL = 0.04  # distance of trials without a score from the bad edge, as a share of the axis
 
 
 def search_history(view: StudyView) -> Figure:
-    """Draw the score of each trial and the best so far; trials without one stand on a rail below."""
+    """Draw the score of each trial and the best so far; trials without one stand at the bad edge."""
     if not view.records:
         raise NothingToDrawError("No trial has finished.")
     figure = new_figure()
@@ -42,7 +42,7 @@ def search_history(view: StudyView) -> Figure:
     for status in (status for status in view.counts if status is not Verdict.OK):
         axes.scatter(
             [record.number for record in view.records if record.status is status],
-            [RAIL] * view.counts[status],
+            [RAIL if view.sign > 0 else 1 - RAIL] * view.counts[status],
             s=42,
             lw=0,
             marker=style.OUTCOME_MARKERS.get(status, style.OTHER_MARKER),

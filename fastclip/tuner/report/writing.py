@@ -39,7 +39,7 @@ PICTURES = (
     Picture(
         "search_history",
         "Search history",
-        "The score of every trial in the order in which they ran. Trials without a score stand below.",
+        "The score of every trial in the order in which they ran. Trials without one stand at the bad edge.",
         search_plots.search_history,
     ),
     Picture(
@@ -72,7 +72,7 @@ PICTURES = (
     Picture(
         "importances",
         "Parameter importances",
-        "How much each parameter decides, among the trials of this search. With few trials this is a hint, "
+        "How much each parameter decides, among those that every trial has. With few trials this is a hint, "
         "not a measurement.",
         search_plots.importances,
     ),
