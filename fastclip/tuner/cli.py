@@ -176,9 +176,8 @@ def validate(config: Path, overrides: tuple[str, ...]) -> None:
         device = device_slots(tuner.devices, 1)[0]
         build_model(context.model_init, context.data, params, context.splits[0][0], device)
         Console().print(
-            f"{config}: {len(context.data)} samples, {len(context.splits)} folds, "
-            f"{tuner.n_trials or 'all'} trials of at most {tuner.max_epochs} epochs; a model was built with "
-            f"{params}.",
+            f"{config}: {len(context.data)} samples, {len(context.splits)} folds, {tuner.n_trials or 'all'} "
+            f"trials of at most {tuner.max_epochs} epochs; a model was built with {params}.",
             soft_wrap=True,
         )
 

@@ -136,8 +136,8 @@ def _as_tensor(values: Any, caller: str, name: str, *, targets: bool = False) ->
         array = np.asarray(values)
         if array.dtype.kind not in "fiub":
             raise TypeError(
-                f"{caller}: {name} has dtype {array.dtype}; expected numbers. "
-                "Encode classes first, with sklearn.preprocessing.LabelEncoder for example."
+                f"{caller}: {name} has dtype {array.dtype}; expected numbers. Encode classes first, with "
+                "sklearn.preprocessing.LabelEncoder for example."
             )
         tensor = torch.from_numpy(np.array(array))
     if tensor.dtype == torch.float64:

@@ -97,8 +97,8 @@ class ExplosionWatch:
         self._high_steps = self._high_steps + 1 if norm > k * median else 0
         if self._high_steps >= self.rule.norm_steps:
             return (
-                f"the gradient norm was above {k:g} x its running median {median:.4g} for "
-                f"{self._high_steps} steps and reached {norm:.4g}"
+                f"the gradient norm was above {k:g} x its running median {median:.4g} for {self._high_steps} "
+                f"steps and reached {norm:.4g}"
             )
         if self._high_steps == 0:  # a spike must not move the median that it is measured by
             insort(self._sorted, norm)

@@ -112,8 +112,7 @@ def _as_scorer(value: Any, own: tuple[str, ...]) -> Scorer | None:
     if value not in get_scorer_names():
         raise ValueError(
             f"check_scoring: scoring={value!r} is unknown; expected {', '.join(own)}, a callable, or a name "
-            "from "
-            "sklearn.metrics.get_scorer_names()."
+            "from sklearn.metrics.get_scorer_names()."
         )
     return get_scorer(value)  # type: ignore[no-any-return]
 

@@ -63,8 +63,8 @@ def open_study(
         is_new = storage is None or not study_exists(storage, study_name)
         if not is_new and not resume:
             raise ResumeError(
-                f"{caller}: the storage holds a study {study_name!r}; expected a new name. "
-                "Continue it with resume=True (--resume), or choose another study_name."
+                f"{caller}: the storage holds a study {study_name!r}; expected a new name. Continue it with "
+                "resume=True (--resume), or choose another study_name."
             )
         study = optuna.create_study(
             storage=storage,
@@ -93,8 +93,7 @@ def check_settings(stored: dict[str, Any] | None, settings: dict[str, Any], call
         details = "; ".join(f"{name}: was {stored.get(name)}, is {settings[name]}" for name in changed)
         raise ResumeError(
             f"{caller}: cannot resume, changed: {', '.join(changed)}; expected the settings of the study. "
-            f"{details}. "
-            f"Start a new study for them (the old ones are in {CONFIG})."
+            f"{details}. Start a new study for them (the old ones are in {CONFIG})."
         )
 
 

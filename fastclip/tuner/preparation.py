@@ -53,8 +53,7 @@ def make_context(
     if all(missing):
         raise ValueError(
             f"{caller}: the training part of every fold lacks classes that its test part has ({missing[0]} "
-            "in fold "
-            "0); expected each class in both parts. Use a stratified splitter, or shuffle."
+            "in fold 0); expected each class in both parts. Use a stratified splitter, or shuffle."
         )
     objective = Objective(
         loss=default_loss if loss is None else loss,

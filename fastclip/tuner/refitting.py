@@ -65,6 +65,5 @@ def refit_best(
         )
     raise RefitExplodedError(
         f"TunerCV: the refit on all data exploded for the best {len(reasons)} trials ({'; '.join(reasons)}); "
-        "expected "
-        "one to train. cv_results_ is there; narrow the space towards lower rates or thresholds."
+        "expected one to train. cv_results_ is there; narrow the space towards lower rates or thresholds."
     )

@@ -110,8 +110,7 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
         if not 0 < num_test < n_samples:
             raise ValueError(
                 f"RouletteWheelSplit: test_size={self.test_size} makes {num_test} of {n_samples} test "
-                "samples; "
-                f"expected between 1 and {n_samples - 1}."
+                f"samples; expected between 1 and {n_samples - 1}."
             )
         return num_test
 
@@ -130,8 +129,7 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
         if weights.shape != (n_samples,) or not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError(
                 f"RouletteWheelSplit: weights of shape {weights.shape}; expected {n_samples} finite numbers "
-                ">= 0, "
-                "one per sample."
+                ">= 0, one per sample."
             )
         return weights
 
@@ -158,8 +156,7 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
         if sectors.shape != (self.n_splits,) or not np.isfinite(sectors).all() or not (sectors > 0).all():
             raise ValueError(
                 f"RouletteWheelSplit: weights={self.weights!r}; expected {self.n_splits} positive sector "
-                "widths, "
-                "one per fold."
+                "widths, one per fold."
             )
         edges = np.cumsum(sectors / sectors.sum())[:-1]
         folds = np.empty(n_samples, dtype=np.intp)
@@ -177,8 +174,7 @@ def _draw(rows: Indices, weights: npt.NDArray[np.float64], count: int, rng: np.r
     if np.count_nonzero(weights) < count:
         raise ValueError(
             f"RouletteWheelSplit: {np.count_nonzero(weights)} samples have a positive weight; expected at "
-            "least "
-            f"{count}, the size of the test set."
+            f"least {count}, the size of the test set."
         )
     with np.errstate(divide="ignore"):
         keys = rng.standard_exponential(len(rows)) / weights

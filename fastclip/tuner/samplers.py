@@ -36,8 +36,7 @@ def check_sampler(sampler: Any) -> None:
         if sampler not in SAMPLERS:
             raise ValueError(
                 f"check_sampler: sampler={sampler!r} is unknown; expected {', '.join(SAMPLERS)}, an Optuna "
-                "sampler "
-                "or an Optuna study."
+                "sampler or an Optuna study."
             )
     elif not isinstance(sampler, (BaseSampler, optuna.Study)):
         raise TypeError(

@@ -35,8 +35,7 @@ class Float:
         if self.step is None:
             raise ValueError(
                 f"Float.grid: dimension {name!r} is continuous; expected a step or a Choice for "
-                "sampler='grid'. "
-                f"Give Float({self.low}, {self.high}, step=...) or Choice([...])."
+                f"sampler='grid'. Give Float({self.low}, {self.high}, step=...) or Choice([...])."
             )
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
         return [self.low + i * self.step for i in range(_check_grid_size(name, count))]
@@ -85,8 +84,7 @@ class Choice:
             if not (option is None or isinstance(option, (bool, int, float, str))):
                 raise TypeError(
                     f"Choice: option {option!r} is a {type(option).__name__}; expected None, bool, int, "
-                    "float or "
-                    f"str. Choose by name and look the object up in model_init."
+                    "float or str. Choose by name and look the object up in model_init."
                 )
 
     def suggest(self, trial: optuna.trial.BaseTrial, name: str) -> Any:
@@ -177,8 +175,8 @@ class Space:
         if max_norm is None or (isinstance(max_norm, Choice) and None in max_norm.options):
             raise ValueError(
                 "Space: lr_x_max_norm is given but max_norm is, or may be, None; expected a threshold in "
-                "every "
-                "trial, because lr = lr_x_max_norm / max_norm. Search lr itself to compare with no clipping."
+                "every trial, because lr = lr_x_max_norm / max_norm. Search lr itself to compare with no "
+                "clipping."
             )
 
 

@@ -160,7 +160,6 @@ def _refusal(warm_up: _WarmUp, params: dict[str, Any], exploded: Stepper) -> War
             return WarmupExplodedError(f"{found} It stays finite at lr={lr:.3g}: try again at that rate.", lr)
     return WarmupExplodedError(
         f"{found} It explodes down to lr={lr:.3g} too, so the rate is not the cause: look at init, init_gain "
-        "and the "
-        "scale of the data.",
+        "and the scale of the data.",
         None,
     )

@@ -7,12 +7,14 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class ProcessExecutor:
     storage stays with the parent: a worker only sends signs of life, epoch records and results.
 
     Args:
-        context: What all folds share; sent to each worker once, so it must be picklable.
+        context: What all folds share; each worker reads it from a temporary file, so it must be picklable.
         devices: One device per worker.
         on_epoch: See `executors.Executor.poll`; a worker waits for the answer after each epoch.
         hang_timeout: Seconds without a training step after which a worker is replaced.
@@ -62,7 +64,10 @@ class ProcessExecutor:
         hang_timeout: float = 600.0,
     ) -> None:
         self.slots = len(devices)
-        self._payload = _pickle(context)
+        # A file, because a worker reads a pipe only after importing torch and would keep the parent waiting.
+        self._folder = tempfile.TemporaryDirectory(prefix="fastclip-")
+        self._context_path = Path(self._folder.name) / "context.pickle"
+        self._context_path.write_bytes(_pickle(context))
         self._on_epoch = on_epoch
         self._hang_timeout = hang_timeout
         self._workers = [self._start(device) for device in devices]
@@ -84,15 +89,14 @@ class ProcessExecutor:
         deadline = time.monotonic() + timeout
         results: list[FoldResult] = []
         while not results:
-            results += [lost for i in range(self.slots) if (lost := self._replace_if_hung(i)) is not None]
-            left = deadline - time.monotonic()
+            left = max(0.0, deadline - time.monotonic())
             busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.task is not None}
-            if not busy or left <= 0:
-                break
             for connection in wait(list(busy), min(left, BEAT_SECONDS)):
-                result = self._receive(busy[connection])  # type: ignore[index]
-                if result is not None:
-                    results.append(result)
+                results += self._receive(busy[connection])  # type: ignore[index]
+            for index in busy.values():
+                results += self._replace_if_hung(index)
+            if not busy or left == 0.0:
+                break
         return results
 
     def close(self) -> None:
@@ -100,19 +104,19 @@ class ProcessExecutor:
         for worker in self._workers:
             _stop(worker)
         self._workers = []
+        self._folder.cleanup()
 
     def _start(self, device: torch.device) -> _Worker:
         spawn = multiprocessing.get_context("spawn")
         ours, theirs = spawn.Pipe()
         process = spawn.Process(
-            target=_work, args=(theirs, str(device), self._on_epoch is not None, os.getpid()), daemon=True
+            target=_work,
+            args=(theirs, self._context_path, str(device), self._on_epoch is not None, os.getpid()),
+            daemon=True,
         )
         process.start()
         theirs.close()
-        worker = _Worker(process, ours, device)
-        with suppress(OSError):  # it died at once; noticed when a fold is handed over
-            ours.send_bytes(self._payload)
-        return worker
+        return _Worker(process, ours, device)
 
     def _hand_over(self, index: int, task: FoldTask) -> None:
         worker = self._workers[index]
@@ -120,7 +124,7 @@ class ProcessExecutor:
         with suppress(OSError):  # a dead worker's pipe reads as ended in the next poll
             worker.connection.send(task)
 
-    def _receive(self, index: int) -> FoldResult | None:
+    def _receive(self, index: int) -> list[FoldResult]:
         worker = self._workers[index]
         task = worker.task
         if task is None:
@@ -133,19 +137,19 @@ class ProcessExecutor:
         except (EOFError, OSError):
             return self._lose(index, "the worker process ended")
         if kind != "result":
-            return None
+            return []
         worker.task = None
-        return body  # type: ignore[no-any-return]
+        return [body]
 
-    def _replace_if_hung(self, index: int) -> FoldResult | None:
+    def _replace_if_hung(self, index: int) -> list[FoldResult]:
         worker = self._workers[index]
         silence = time.monotonic() - worker.last_sign
         patience = self._hang_timeout if worker.is_ready else max(self._hang_timeout, START_SECONDS)
         if worker.task is None or silence < patience:
-            return None
+            return []
         return self._lose(index, f"the worker took no step for {silence:.0f} s")
 
-    def _lose(self, index: int, why: str) -> FoldResult | None:
+    def _lose(self, index: int, why: str) -> list[FoldResult]:
         """Replace a worker; try its fold again, or give it back as killed."""
         lost = self._workers[index]
         task = lost.task
@@ -156,9 +160,9 @@ class ProcessExecutor:
         self._workers[index] = self._start(lost.device)
         if task.attempt + 1 < MAX_ATTEMPTS:
             self._hand_over(index, replace(task, attempt=task.attempt + 1))
-            return None
+            return []
         message = f"{why} (exit code {exit_code}), {MAX_ATTEMPTS} times"
-        return FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)
+        return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
 
 
 def _pickle(context: FoldContext) -> bytes:
@@ -167,8 +171,7 @@ def _pickle(context: FoldContext) -> bytes:
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise TypeError(
             f"ProcessExecutor: the study cannot be sent to a spawned worker: {error}; expected model_init, "
-            "loss and "
-            "scoring to be functions at the top level of a module. Use n_jobs=1 to train in this process."
+            "loss and scoring to be functions at the top level of a module. Use n_jobs=1 to train them here."
         ) from error
 
 
@@ -181,12 +184,14 @@ def _stop(worker: _Worker) -> None:
         worker.process.join()
 
 
-def _work(connection: Connection, device: str, has_epoch_callback: bool, parent: int) -> None:
+def _work(
+    connection: Connection, context_path: Path, device: str, has_epoch_callback: bool, parent: int
+) -> None:
     """Train folds until the parent is gone: the body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        context: FoldContext = pickle.loads(connection.recv_bytes())
+        context: FoldContext = pickle.loads(context_path.read_bytes())
         # torch imports its compiler with the first optimizer, which would look like a hang in the first fold.
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         connection.send(("ready", None))
@@ -196,7 +201,7 @@ def _work(connection: Connection, device: str, has_epoch_callback: bool, parent:
             report = _reporter(connection) if has_epoch_callback else None
             result = run_fold(context, task, torch.device(device), on_epoch=report, on_step=beat)
             connection.send(("result", result))
-    except (EOFError, OSError):
+    except (EOFError, OSError):  # the parent is gone, and its end of the pipe or the file with it
         sys.exit(0)
 
 
