@@ -91,22 +91,27 @@ def make_executor(
         hang_timeout: Seconds without a training step after which a worker counts as hung.
 
     Raises:
-        ValueError: unknown name, or n_jobs < 1.
+        ValueError: see `check_executor`.
     """
-    if n_jobs < 1:
-        raise ValueError(f"make_executor: n_jobs={n_jobs}; expected at least 1.")
-    if name not in EXECUTORS:
-        raise ValueError(
-            f"make_executor: executor={name!r} is unknown; expected one of {', '.join(EXECUTORS)}."
-        )
+    check_executor(name, n_jobs)
     slots = device_slots(devices, n_jobs)
     if name == "inline" or (name == "auto" and n_jobs == 1):
-        if n_jobs > 1:
-            raise ValueError(f"make_executor: n_jobs={n_jobs} with executor='inline'; expected n_jobs=1.")
         return InlineExecutor(context, slots[0], on_epoch)
     from fastclip.tuner.workers import ProcessExecutor
 
     return ProcessExecutor(context, slots, on_epoch, hang_timeout=hang_timeout)
+
+
+def check_executor(name: str, n_jobs: int) -> None:
+    """Raise ValueError for an unknown name, n_jobs < 1, or several jobs inline."""
+    if name not in EXECUTORS:
+        raise ValueError(
+            f"check_executor: executor={name!r} is unknown; expected one of {', '.join(EXECUTORS)}."
+        )
+    if n_jobs < 1:
+        raise ValueError(f"check_executor: n_jobs={n_jobs}; expected at least 1.")
+    if name == "inline" and n_jobs > 1:
+        raise ValueError(f"check_executor: n_jobs={n_jobs} with executor='inline'; expected n_jobs=1.")
 
 
 def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:

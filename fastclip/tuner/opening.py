@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from fastclip.tuner.output import CONFIG, OutputDir
 from fastclip.tuner.storage import open_shared_storage, study_exists
 
 SETTINGS_ATTR = "fastclip:settings"
+CONFIG_ATTR = "fastclip:config"
 
 
 @dataclass(frozen=True)
 class OpenedStudy:
-    """A study, its directory if it has one, and whether other processes may write it."""
+    """A study, its directory if it has one, whether other processes may write it, and whether it is new."""
 
     study: optuna.Study
     output: OutputDir | None
     is_shared: bool
+    is_new: bool
 
 
 def open_study(
@@ -32,8 +35,10 @@ def open_study(
     pruner: optuna.pruners.BasePruner | None,
     storage: Any,
     study_name: str,
+    stale_after: int,
     output_dir: str | Path | None,
     resume: bool,
+    attributes: Mapping[str, Any],
     caller: str,
 ) -> OpenedStudy:
     """Open or create the study and check that it was made with these settings.
@@ -51,7 +56,7 @@ def open_study(
     else:
         is_shared = isinstance(storage, str)
         if is_shared:
-            storage = open_shared_storage(storage)
+            storage = open_shared_storage(storage, stale_after)
         elif storage is None and output is not None:
             output.path.mkdir(parents=True, exist_ok=True)
             storage = optuna.storages.RDBStorage(output.storage_url)
@@ -70,10 +75,11 @@ def open_study(
             load_if_exists=resume,
         )
     if is_new:
-        study.set_user_attr(SETTINGS_ATTR, settings)
+        for name, value in {**attributes, SETTINGS_ATTR: settings}.items():
+            study.set_user_attr(name, value)
     else:
         check_settings(study.user_attrs.get(SETTINGS_ATTR), settings, caller)
-    return OpenedStudy(study, output, is_shared)
+    return OpenedStudy(study, output, is_shared, is_new)
 
 
 def check_settings(stored: dict[str, Any] | None, settings: dict[str, Any], caller: str) -> None:

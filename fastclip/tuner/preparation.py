@@ -74,7 +74,9 @@ def resolve_threads(threads: int | str | None, n_jobs: int, caller: str) -> int 
     raise ValueError(f"{caller}: threads={threads!r}; expected a number of at least 1, 'divide' or None.")
 
 
-def settings_of(context: FoldContext, space: Space, sampler: Any, pruner: Any, cv: Any) -> dict[str, Any]:
+def settings_of(
+    context: FoldContext, space: Space, sampler: Any, pruner: Any, cv: Any, threads: int | str | None
+) -> dict[str, Any]:
     """Return what fixes the results of a study, as JSON would give it back.
 
     A study is resumed only with equal settings; n_trials, timeout, n_jobs and the like may change.
@@ -97,7 +99,7 @@ def settings_of(context: FoldContext, space: Space, sampler: Any, pruner: Any, c
         "explosion": vars(objective.rule),
         "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
         "pruner": pruner if pruner is None or isinstance(pruner, str) else type(pruner).__name__,
-        "threads": context.threads,
+        "threads": threads,
     }
     plain_settings: dict[str, Any] = json.loads(json.dumps(plain(settings)))
     return plain_settings

@@ -100,6 +100,7 @@ class Choice:
 
 
 Dimension: TypeAlias = Float | Int | Choice
+DIMENSIONS = (Float, Int, Choice)
 SpaceLike: TypeAlias = "Space | Mapping[str, Any] | Callable[[optuna.trial.BaseTrial], Mapping[str, Any]]"
 
 
@@ -133,9 +134,7 @@ class Space:
 
     def dimensions(self) -> Iterator[tuple[str, Dimension]]:
         """Yield the names and dimensions that a trial chooses; nothing for a function."""
-        return (
-            (name, entry) for name, entry in self.entries.items() if isinstance(entry, (Float, Int, Choice))
-        )
+        return ((name, entry) for name, entry in self.entries.items() if isinstance(entry, DIMENSIONS))
 
     def sample(self, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
         """Return the parameters of a trial, with `lr` worked out from `lr_x_max_norm`."""
@@ -143,7 +142,7 @@ class Space:
             return resolve(dict(self.function(trial)))
         return resolve(
             {
-                name: entry.suggest(trial, name) if isinstance(entry, (Float, Int, Choice)) else entry
+                name: entry.suggest(trial, name) if isinstance(entry, DIMENSIONS) else entry
                 for name, entry in self.entries.items()
             }
         )
@@ -164,7 +163,7 @@ class Space:
             return {"function": _describe_function(self.function)}
         return {
             name: {"type": type(entry).__name__, **asdict(entry)}
-            if isinstance(entry, (Float, Int, Choice))
+            if isinstance(entry, DIMENSIONS)
             else {"fixed": entry if _is_plain(entry) else _describe_function(entry)}
             for name, entry in self.entries.items()
         }

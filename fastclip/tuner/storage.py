@@ -11,8 +11,8 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
+BEATS_IN_STALE = 5
 MAX_RETRIES = 3
 
 
@@ -30,9 +30,7 @@ def quiet_optuna() -> Iterator[None]:
         yield
 
 
-def open_shared_storage(
-    url: str, *, heartbeat: int = HEARTBEAT_SECONDS, stale_after: int = STALE_SECONDS
-) -> optuna.storages.BaseStorage:
+def open_shared_storage(url: str, stale_after: int = STALE_SECONDS) -> optuna.storages.BaseStorage:
     """Open a storage that several processes may search on.
 
     A relational storage gets heartbeats: a trial whose process has been silent for `stale_after` seconds is
@@ -40,7 +38,6 @@ def open_shared_storage(
 
     Args:
         url: Any storage URL of Optuna.
-        heartbeat: Seconds between two signs of life.
         stale_after: Seconds of silence after which a trial counts as abandoned.
     """
     if url.startswith("redis"):
@@ -48,7 +45,7 @@ def open_shared_storage(
     with quiet_optuna():
         return optuna.storages.RDBStorage(
             url,
-            heartbeat_interval=heartbeat,
+            heartbeat_interval=max(1, stale_after // BEATS_IN_STALE),
             grace_period=stale_after,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,18 @@ from torch import nn
 
 from fastclip.tuner import advice
 from fastclip.tuner.data import as_data
-from fastclip.tuner.executors import device_slots, make_executor
+from fastclip.tuner.executors import check_executor, device_slots, make_executor
 from fastclip.tuner.explosion import ExplosionRule
 from fastclip.tuner.folds import FoldContext, ModelInit
 from fastclip.tuner.metrics import LossFunction
 from fastclip.tuner.opening import OpenedStudy, open_study
-from fastclip.tuner.output import OutputDir
 from fastclip.tuner.preparation import make_context, settings_of
 from fastclip.tuner.records import collect, cv_results, explosions
 from fastclip.tuner.refitting import refit_best
 from fastclip.tuner.samplers import check_sampler, grid_points, make_pruner
 from fastclip.tuner.search import Search, TrialCallback
 from fastclip.tuner.spaces import Space, SpaceLike
+from fastclip.tuner.storage import STALE_SECONDS
 from fastclip.tuner.training import evaluate, predict
 
 DEFAULT_STUDY_NAME = "fastclip"
@@ -67,10 +68,13 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         storage: Optuna storage URL, which several processes may share, or a storage object; by default
             SQLite in output_dir, or memory.
         study_name: Name of the study in the storage.
+        stale_after: In a shared storage, seconds without a sign of life after which another process takes a
+            trial over.
         output_dir: Where everything is written; see `output`.
         resume: Go on with the study in output_dir or storage.
         seed: Seed of everything.
         callbacks: Called with the study and each finished trial.
+        study_attrs: User attributes for a new study.
 
     Attributes:
         best_params_: Parameters of the best trial.
@@ -109,10 +113,12 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         hang_timeout: float = 600.0,
         storage: Any = None,
         study_name: str = DEFAULT_STUDY_NAME,
+        stale_after: int = STALE_SECONDS,
         output_dir: str | Path | None = None,
         resume: bool = False,
         seed: int = 0,
         callbacks: Sequence[TrialCallback] = (),
+        study_attrs: Mapping[str, Any] | None = None,
     ) -> None:
         self.model_init = model_init
         self.space = space
@@ -135,10 +141,12 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         self.hang_timeout = hang_timeout
         self.storage = storage
         self.study_name = study_name
+        self.stale_after = stale_after
         self.output_dir = output_dir
         self.resume = resume
         self.seed = seed
         self.callbacks = callbacks
+        self.study_attrs = study_attrs
 
     def fit(self, data: Any, y: Any = None, groups: Any = None) -> TunerCV:
         """Search, and retrain with the best parameters.
@@ -158,10 +166,41 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             RefitExplodedError: the best parameters exploded on all data.
             KeyboardInterrupt: stopped by the user; resume=True goes on at the fold where it stopped.
         """
+        context = self.search(data, y, groups)
+        if self.refit:
+            self._refit(context)
+        return self
+
+    def search(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
+        """Do what `fit` does except for training the best parameters on all data.
+
+        Several processes that share a storage search together; one of them calls `fit`.
+        """
+        context = self.check(data, y, groups)
+        self.splits_, self.scoring_ = context.splits, context.objective.scoring
+        opened = self._open(context)
+        self.study_, self._output = opened.study, opened.output
+        self._run(context, opened)
+        self.records_ = collect(self.study_, len(context.splits))
+        self._set_results()
+        return context
+
+    def check(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
+        """Check every argument against the data, without opening or training anything.
+
+        Returns:
+            What all folds share: the data, the splits, the measures and the rules.
+
+        Raises:
+            ValueError: an argument is out of range or unknown, or does not fit the data.
+            TypeError: an argument has the wrong type.
+        """
         view = as_data(data, y, groups, caller="TunerCV.fit")
-        space = Space(self.space)
-        self._check_budget(space)
-        context = make_context(
+        self._check_budget()
+        make_pruner(self.pruner)
+        check_executor(self.executor, self.n_jobs)
+        device_slots(self.devices, self.n_jobs)
+        return make_context(
             self.model_init,
             view,
             cv=self.cv,
@@ -177,15 +216,6 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             n_jobs=self.n_jobs,
             caller="TunerCV",
         )
-        self.splits_, self.scoring_ = context.splits, context.objective.scoring
-        opened = self._open(context, space)
-        self.study_ = opened.study
-        self._search(context, space, opened)
-        self.records_ = collect(self.study_, len(context.splits))
-        self._set_results(space)
-        if self.refit:
-            self._refit(context, space, opened.output)
-        return self
 
     def predict(self, data: Any) -> torch.Tensor:
         """Return the outputs of `best_estimator_` for a Dataset, (X, y) or the inputs X alone."""
@@ -200,7 +230,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         measures = evaluate(self._fitted_model(), view, np.arange(len(view)), self._objective, self._device())
         return measures[self.scoring_.primary]
 
-    def _check_budget(self, space: Space) -> None:
+    def _check_budget(self) -> None:
+        space = Space(self.space)
         check_sampler(self.sampler)
         if self.n_trials is not None and self.n_trials < 1:
             raise ValueError(f"TunerCV: n_trials={self.n_trials}; expected at least 1, or None.")
@@ -214,16 +245,18 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
                 "Only a grid ends by itself."
             )
 
-    def _open(self, context: FoldContext, space: Space) -> OpenedStudy:
-        settings = settings_of(context, space, self.sampler, self.pruner, self.cv)
+    def _open(self, context: FoldContext) -> OpenedStudy:
+        settings = settings_of(context, Space(self.space), self.sampler, self.pruner, self.cv, self.threads)
         opened = open_study(
             settings,
             sampler=self.sampler,
             pruner=make_pruner(self.pruner),
             storage=self.storage,
             study_name=self.study_name,
+            stale_after=self.stale_after,
             output_dir=self.output_dir,
             resume=self.resume,
+            attributes=self.study_attrs or {},
             caller="TunerCV",
         )
         if opened.output is not None:
@@ -234,16 +267,17 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             opened.output.write_splits(context.splits)
         return opened
 
-    def _search(self, context: FoldContext, space: Space, opened: OpenedStudy) -> None:
+    def _run(self, context: FoldContext, opened: OpenedStudy) -> None:
         search = Search(
             study=opened.study,
-            space=space,
+            space=Space(self.space),
             sampler=self.sampler if isinstance(self.sampler, str) else None,
             context=context,
             n_trials=self.n_trials,
             timeout=self.timeout,
             has_pruner=self.pruner is not None,
             is_shared=opened.is_shared,
+            salt=0 if opened.is_new else secrets.randbits(32) * opened.is_shared,
             output=opened.output,
             callbacks=self.callbacks,
         )
@@ -260,7 +294,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         finally:
             executor.close()
 
-    def _set_results(self, space: Space) -> None:
+    def _set_results(self) -> None:
+        space = Space(self.space)
         scoring = self.scoring_
         metrics = {name: scoring.key(name) for name in scoring.scorers}
         sign = 1 if scoring.direction == "maximize" else -1
@@ -286,13 +321,13 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             raise RuntimeError("fastclip bug: the best trial has no score.")
         self.best_score_ = score
 
-    def _refit(self, context: FoldContext, space: Space, output: OutputDir | None) -> None:
+    def _refit(self, context: FoldContext) -> None:
         ranked = [(index, self._params[index]) for index in self._ranked()]
         index, model, self.refit_run_ = refit_best(context, ranked, self._device(), context.threads)
         self._set_best(index)
         self.best_estimator_, self._objective = model, context.objective
-        if output is not None:
-            output.write_best(model, self.best_params_, self.best_score_)
+        if self._output is not None:
+            self._output.write_best(model, self.best_params_, self.best_score_)
 
     def _fitted_model(self) -> nn.Module:
         check_is_fitted(self, "best_estimator_")
