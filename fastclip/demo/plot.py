@@ -59,7 +59,6 @@ def plot_histories(
     FigureCanvasAgg(figure)
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-    loss_axes.set_title(subtitle, loc="left", fontsize=10, color="0.35")
 
     for (name, history), style in zip(histories.items(), _STYLES, strict=False):
         losses = f"{name}: {measure.name} {measure.show(history.score)}"
@@ -77,12 +76,19 @@ def plot_histories(
     loss_axes.set_ylabel("training loss (nats)")
     norm_axes.set_ylabel("gradient norm before clipping")
     norm_axes.set_xlabel("step")
-    for axes in (loss_axes, norm_axes):
+    for axes, heading in ((loss_axes, subtitle), (norm_axes, None)):
         axes.set_yscale("log")
         axes.margins(x=0, y=0.12)
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower left", framealpha=0.85, edgecolor="none")
+        axes.legend(
+            title=heading,
+            alignment="left",
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            edgecolor="none",
+            ncols=2,
+        )
     figure.savefig(path)
 
 

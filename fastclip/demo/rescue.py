@@ -102,6 +102,6 @@ def _verdict(histories: Mapping[str, History], task: Task, failures: list[str]) 
     if failures:
         return "The rescue failed"
     if task.expectation is not None:
-        return f"Unclipped, the network ends at guessing or worse; clipped, it learns the {task.subject}"
+        return "Unclipped, the network ends at guessing or worse; clipped, it learns"
     scores = [f"{name} {task.measure.show(history.score)}" for name, history in histories.items()]
     return f"{task.measure.name.capitalize()}: {', '.join(scores)}"

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 from rich.console import Console
 from torch import nn
 
 from fastclip.demo.data import load_digits
 from fastclip.demo.models import DigitsCNN
 from fastclip.tuner import Choice, Float, TunerCV
+from fastclip.tuner.progress import progress
 
 SPACE = {
-    "lr_x_max_norm": Float(1e-3, 1.0, log=True),
+    "lr_x_max_norm": Float(1e-3, 5.0, log=True),
     "max_norm": Float(0.03, 10.0, log=True),
     "init": Choice(["default", "kaiming_normal", "orthogonal"]),
     "momentum": 0.9,
@@ -41,7 +41,7 @@ def search_digits(
     output: Path,
     *,
     n_trials: int = 12,
-    max_epochs: int = 6,
+    max_epochs: int = 5,
     n_jobs: int = 2,
     seed: int = 0,
 ) -> bool:
@@ -59,33 +59,38 @@ def search_digits(
     Returns:
         True if the retrained network sorts the test images, which the search never saw, as it should.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the lines below say more than Optuna's
     folder = output / FOLDER
     if folder.exists():
         shutil.rmtree(folder)
     data = load_digits(seed=seed)
 
-    def show(study: optuna.Study, trial: FrozenTrial) -> None:
-        del study
-        console.print(_trial_line(trial, n_trials), highlight=False)
-
-    tuner = TunerCV(
-        make_digits_cnn,
-        SPACE,
-        cv=3,
-        n_trials=n_trials,
-        max_epochs=max_epochs,
-        n_jobs=n_jobs,
-        output_dir=folder,
-        seed=seed,
-        callbacks=[show],
-    )
-    tuner.fit(data.train_inputs, data.train_labels)
+    with progress(console, n_trials) as show:
+        tuner = TunerCV(
+            make_digits_cnn,
+            SPACE,
+            cv=3,
+            n_trials=n_trials,
+            max_epochs=max_epochs,
+            n_jobs=n_jobs,
+            output_dir=folder,
+            seed=seed,
+            callbacks=[show],
+        )
+        tuner.fit(data.train_inputs, data.train_labels)
     accuracy = tuner.score(data.test_inputs, data.test_labels)
     is_found = accuracy >= FOUND
+    best = tuner.best_params_
     console.print(
-        f"Best of {n_trials}: {_show_params(tuner.best_params_)}, mean accuracy over the folds "
-        f"{tuner.best_score_:.1%}. Retrained on all training images: test accuracy {accuracy:.1%}"
+        f"Best of {n_trials} trials, {len(tuner.explosions_)} of which exploded: rate {best['lr']:.3g}, "
+        f"threshold {best['max_norm']:.3g}, init {best['init']}; mean accuracy over the "
+        f"folds {tuner.best_score_:.1%}.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"Retrained with them on all training images: test accuracy {accuracy:.1%}"
         + ("." if is_found else f", expected at least {FOUND:.0%}."),
         style="green" if is_found else "red",
+        soft_wrap=True,
     )
     return is_found

@@ -65,8 +65,8 @@ def _read_file(path: Path) -> LabelledPixels:
     content = np.fromfile(path, dtype=np.uint8)
     if len(content) == 0 or len(content) % RECORD_BYTES:
         raise DataError(
-            f"load_cifar10: {path} has {len(content)} bytes, and so is truncated or of another kind; expected "
-            f"a whole number of records of {RECORD_BYTES} bytes. {DOWNLOAD}"
+            f"load_cifar10: {path} has {len(content)} bytes, and so is truncated or of another kind; "
+            f"expected a whole number of records of {RECORD_BYTES} bytes. {DOWNLOAD}"
         )
     records = content.reshape(-1, RECORD_BYTES)
     labels = records[:, 0].astype(np.int64)

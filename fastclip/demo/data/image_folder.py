@@ -102,8 +102,8 @@ def _check_splittable(folder: Path, labels: NDArray[np.int64], classes: list[str
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise DataError(
-            f"load_image_folder: {folder / classes[counts.argmin()]} has one image; expected at least two, one "
-            "to train on and one to test on."
+            f"load_image_folder: {folder / classes[counts.argmin()]} has one image; expected at least "
+            "two, one to train on and one to test on."
         )
 
 
@@ -122,6 +122,6 @@ def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
         ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise DataError(
-            f"load_image_folder: {path} cannot be read ({error}), and may be truncated; expected a whole image. "
-            "Copy it anew, or move it away."
+            f"load_image_folder: {path} cannot be read ({error}), and may be truncated; expected a "
+            "whole image. Copy it anew, or move it away."
         ) from error

@@ -92,8 +92,9 @@ def _read_idx(path: Path, *, num_dims: int) -> NDArray[np.uint8]:
     beginning = bytes((0, 0, UNSIGNED_BYTE, num_dims))
     if len(content) < header_bytes or content[:4] != beginning:
         raise DataError(
-            f"load_mnist: {path} has {len(content)} bytes, the first of them {content[:4].hex(' ') or 'none'}, "
-            f"and so is truncated or of another kind; expected an idx file that begins {beginning.hex(' ')}."
+            f"load_mnist: {path} begins with {content[:4].hex(' ') or 'nothing'} and has {len(content)} "
+            f"bytes, and so is truncated or of another kind; expected an idx file that begins with "
+            f"{beginning.hex(' ')}. Download it again."
         )
     shape = np.frombuffer(content, dtype=">u4", count=num_dims, offset=4).tolist()
     expected_bytes = header_bytes + math.prod(shape)

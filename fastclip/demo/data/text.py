@@ -50,7 +50,8 @@ def load_text(num_characters: int = 400_000) -> TextData:
     text = "".join(pages.values())[:num_characters]
     if len(text) < num_characters:
         raise DataError(
-            f"load_text: {MODULE} has {len(text)} characters; expected at least {num_characters}. Ask for fewer."
+            f"load_text: {MODULE} has {len(text)} characters; expected at least {num_characters}. "
+            "Ask for fewer."
         )
     alphabet = "".join(sorted(set(text)))
     numbers = {character: number for number, character in enumerate(alphabet)}

@@ -44,7 +44,7 @@ class ImageTask(Task):
         data = self.data
         order = torch.randperm(len(data.train_labels), generator=shuffle)
         model.train()
-        for batch in order.split(self.recipe.batch_size):
+        for batch in torch.split(order, self.recipe.batch_size):
             yield F.cross_entropy(model(data.train_inputs[batch]), data.train_labels[batch])
 
     @torch.no_grad()
@@ -52,7 +52,9 @@ class ImageTask(Task):
         """Return the share of the test images that are sorted right."""
         model.eval()
         data = self.data
-        batches = zip(data.test_inputs.split(TEST_BATCH), data.test_labels.split(TEST_BATCH), strict=True)
+        batches = zip(
+            torch.split(data.test_inputs, TEST_BATCH), torch.split(data.test_labels, TEST_BATCH), strict=True
+        )
         num_correct = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
         return num_correct / len(data.test_labels)
 

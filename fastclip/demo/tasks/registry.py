@@ -42,7 +42,7 @@ def charlm(seed: int) -> Task:
         name="charlm",
         title="Character RNN",
         recipe=recipe,
-        measure=Measure("held-out text", "{:.2f} bits per character", is_loss=True),
+        measure=Measure("held-out text", "{:.2f} bits/char", is_loss=True),
         guessing_loss=guessing_loss,
         # Clipped it ends near 2.3 bits per character.
         expectation=Expectation(unclipped=guessing_loss / math.log(2), clipped=3.0),
