@@ -215,7 +215,7 @@ def test_status_of_nothing_is_an_error(tmp_path):
 
 
 class TestWorkers:
-    """Workers share a study; SQLite stands in for a server here, with one writer at a time most of the time."""
+    """Workers share a study; SQLite stands in for a server, with two short writers."""
 
     @pytest.fixture
     def shared(self, config, tmp_path):

@@ -16,6 +16,7 @@ from fastclip.tuner import (
     ExplosionRule,
     Float,
     Int,
+    ResumeError,
     TunerCV,
 )
 from fastclip.tuner.explosion import Verdict
@@ -84,6 +85,14 @@ class TestResults:
         assert "n_trials=4" in repr(original)
         assert copied.set_params(seed=4).seed == 4
         assert original.seed == 3
+
+    def test_refit_with_patience_keeps_the_best_epoch(self):
+        search = tuner(
+            space={"lr": 3.0, "momentum": 0.9}, n_trials=1, max_epochs=40, patience=3, scoring="loss"
+        )
+        search.set_params(explosion=ExplosionRule(loss_factor=None, norm_factor=None)).fit(cases.blobs())
+        losses = [epoch["loss"] for epoch in search.refit_run_.history]
+        assert search.score(*cases.blobs()) == min(losses) < losses[-1]
 
     def test_without_refit_there_is_no_model(self):
         search = tuner(refit=False).fit(cases.blobs())
@@ -174,6 +183,8 @@ class TestExplosions:
     def test_later_folds_are_not_run(self, exploding):
         results = exploding.cv_results_
         assert [results[f"split{i}_status"][1] for i in range(3)] == ["exploded", "not run", "not run"]
+        assert results["split0_test_score"].tolist()[1:] == [-math.inf] * 2
+        assert np.isnan(results["split1_test_score"][1:]).all()
         assert results["mean_test_score"].tolist()[1:] == [-math.inf] * 2
         assert results["rank_test_score"].tolist() == [1, 2, 2]
 
@@ -371,3 +382,41 @@ def test_explosion_rule_reaches_the_folds():
     rule = ExplosionRule(loss_factor=1.0001, norm_factor=None)
     search = tuner(space=space, sampler="grid", n_trials=None, explosion=rule, max_epochs=10)
     assert search.fit(cases.blobs()).explosions_[0]["reason"].startswith("the loss")
+
+
+def test_trial_that_another_process_took_over_is_dropped(tmp_path):
+    # What a process sees that was suspended for longer than stale_after: its trial was failed meanwhile.
+    url = f"sqlite:///{tmp_path}/shared.db"
+
+    def model(params):
+        if params["lr"] == 0.2:
+            study = optuna.load_study(study_name="fastclip", storage=url)
+            trial_id = study.trials[1]._trial_id
+            if study.trials[1].state == TrialState.RUNNING:
+                study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        return cases.mlp(params)
+
+    space = {"lr": Choice([0.1, 0.2, 0.3])}
+    search = tuner(model, space, sampler="grid", n_trials=None, storage=url, refit=False).fit(cases.blobs())
+    assert [record.number for record in search.records_] == [0, 2]
+
+
+def test_shared_storage_goes_on_only_when_told_to(tmp_path):
+    options = {"storage": f"sqlite:///{tmp_path}/shared.db", "study_name": "mine", "refit": False}
+    tuner(n_trials=2, **options).fit(cases.blobs())
+    with pytest.raises(ResumeError, match="holds a study 'mine'; expected a new name"):
+        tuner(n_trials=4, **options).fit(cases.blobs())
+    with pytest.raises(ResumeError, match=r"changed: max_epochs; expected .* max_epochs: was 3, is 4"):
+        tuner(n_trials=4, max_epochs=4, resume=True, **options).fit(cases.blobs())
+    resumed = tuner(n_trials=4, resume=True, **options).fit(cases.blobs())
+    assert [record.number for record in resumed.records_] == [0, 1, 2, 3]
+
+
+def test_folds_are_paired_across_trials():
+    # Two trials that differ in nothing that training reads: same model, same batches, same scores.
+    space = {"lr": 0.1, "name": Choice(["a", "b"])}
+    search = tuner(space=space, sampler="grid", n_trials=None, scoring="loss", refit=False).fit(cases.blobs())
+    first, second = (record.folds for record in search.records_)
+    assert [fold.score for fold in first] == [fold.score for fold in second]
+    assert first[0].metrics == second[0].metrics
+    assert first[0].score != first[1].score

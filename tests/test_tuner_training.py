@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -228,16 +229,24 @@ class TestCrossValidate:
         assert r2["mean_test_score"] > 0.99
 
     def test_same_seed_same_bits_and_the_callers_randomness_is_untouched(self):
-        torch.manual_seed(1)
-        expected = torch.rand(1)
-        torch.manual_seed(1)
+        def draw():
+            return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+        def reset():
+            torch.manual_seed(1)
+            np.random.seed(1)  # noqa: NPY002
+            random.seed(1)
+
+        reset()
+        expected = draw()
+        reset()
         runs = [
             cross_validate(
                 cases.mlp, {"lr": 0.1}, cases.blobs(), cv=2, max_epochs=2, scoring="loss", seed=seed
             )
             for seed in (0, 0, 1)
         ]
-        assert torch.equal(torch.rand(1), expected)
+        assert draw() == expected
         assert (
             runs[0]["test_score"].tolist() == runs[1]["test_score"].tolist() != runs[2]["test_score"].tolist()
         )

@@ -44,7 +44,7 @@ def open_study(
     """Open or create the study and check that it was made with these settings.
 
     Raises:
-        ResumeError: a used output_dir or study without resume, nothing to resume, or other settings.
+        ResumeError: a used output_dir or study without resume, or other settings.
         ValueError: an Optuna study with several objectives or the wrong direction.
     """
     output = None if output_dir is None else OutputDir(output_dir)

@@ -156,24 +156,34 @@ class Search:
                 f"{plain(run.params)}) was {result.status}; expected it to train. What "
                 f"happened:\n{result.message}"
             )
-        self._has_trained = True
-        if self.output is not None:
-            self.output.write_history(result)
-        stored = result.to_dict()
-        del stored["history"]
-        run.trial.set_user_attr(fold_attr(result.fold), stored)
+        self._has_trained |= result.status is not Verdict.DEGENERATE
+        try:
+            self._store(run, result)
+        except optuna.exceptions.UpdateFinishedTrialError:  # silent for so long that it was taken over
+            run.is_lost = True
         if run.is_finished:
             self._finish(run, heartbeat)
 
+    def _store(self, run: TrialRun, result: FoldResult) -> None:
+        if run.is_lost:
+            return
+        stored = result.to_dict()
+        del stored["history"]
+        run.trial.set_user_attr(fold_attr(result.fold), stored)
+        if self.output is not None:
+            self.output.write_history(result)
+
     def _finish(self, run: TrialRun, heartbeat: Heartbeat | None) -> None:
+        del self._runs[run.trial.number]
+        if heartbeat is not None:
+            heartbeat.remove(run.trial._trial_id)
+        if run.is_lost:
+            return
         for fold in run.drop_folds_not_run():
             run.trial.set_user_attr(fold_attr(fold), None)
             if self.output is not None:
                 self.output.remove_history(run.trial.number, fold)
         run.tell(self.context.objective.scoring)
-        del self._runs[run.trial.number]
-        if heartbeat is not None:
-            heartbeat.remove(run.trial._trial_id)
         self._write_tables()
         for callback in self.callbacks:
             callback(self.study, self.study._storage.get_trial(run.trial._trial_id))

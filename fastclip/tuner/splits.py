@@ -67,12 +67,13 @@ def make_splits(cv: Any, data: TuningData, seed: int) -> list[Split]:
     Raises:
         ValueError: a pair is empty, overlaps or points outside the data.
     """
-    splitter = check_cv(cv, is_classification=data.is_classification, seed=seed)
+    labels = data.labels if data.labels.ndim == 1 else None
+    is_classification = data.is_classification and labels is not None
+    splitter = check_cv(cv, is_classification=is_classification, seed=seed)
     if isinstance(splitter, list):
         pairs = splitter
     else:
         rows = np.empty((len(data), 0))
-        labels = data.labels if data.labels.ndim == 1 else None
         pairs = list(splitter.split(rows, labels, data.groups))
     splits = [(np.asarray(train, dtype=np.intp), np.asarray(test, dtype=np.intp)) for train, test in pairs]
     if not splits:

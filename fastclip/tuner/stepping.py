@@ -38,7 +38,8 @@ class TrainingRun:
         norm_counts: Number of steps per tenth of a decade: key floor(10 * log10(norm)).
         explosion: Why training stopped as exploded, with the step, or None.
         pruned: Whether the epoch callback ended it.
-        seconds: Wall time of training and of evaluation.
+        fit_seconds: Wall time of training.
+        score_seconds: Wall time of evaluation.
     """
 
     planned_steps: int

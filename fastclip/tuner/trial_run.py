@@ -38,6 +38,11 @@ class TrialRun:
         trial: The Optuna trial; results of folds that an interrupted run finished are read from it.
         params: What the training loop and model_init get.
         n_folds: Number of splits.
+
+    Attributes:
+        results: Fold -> how it ended.
+        in_flight: Folds that are being trained.
+        is_lost: Another process has taken the trial over, so nothing more is stored.
     """
 
     def __init__(self, trial: optuna.Trial, params: dict[str, Any], n_folds: int) -> None:
@@ -49,10 +54,11 @@ class TrialRun:
             if attributes.get(fold_attr(fold)) is not None
         }
         self.in_flight: set[int] = set()
+        self.is_lost = False
 
     def next_task(self) -> FoldTask | None:
         """Return the next fold to train, or None when there is none, and count it as in flight."""
-        if decisive(self.results.values()) is not None:
+        if self.is_lost or decisive(self.results.values()) is not None:
             return None
         fold = next(
             (f for f in range(self.n_folds) if f not in self.results and f not in self.in_flight), None
@@ -70,7 +76,9 @@ class TrialRun:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
-        is_decided = len(self.results) == self.n_folds or decisive(self.results.values()) is not None
+        is_decided = (
+            self.is_lost or len(self.results) == self.n_folds or decisive(self.results.values()) is not None
+        )
         return is_decided and not self.in_flight
 
     def drop_folds_not_run(self) -> list[int]:
