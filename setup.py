@@ -59,6 +59,8 @@ def compile_flags() -> list[str]:
     # No contraction by the compiler: where a fused multiply-add is exact the kernels ask for it, so every
     # instruction set gives the same bits.
     flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+    # Nobody reads the floating-point exception flags, and keeping them right would rule vectors out.
+    flags.append("-fno-trapping-math")
     if sys.platform == "linux":
         # Compiled with OpenMP but not linked to it: the symbols bind to the runtime that torch has loaded.
         flags.append("-fopenmp")

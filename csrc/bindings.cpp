@@ -63,6 +63,11 @@ void increment_versions(const TensorList& tensors, Changed changed) {
   if (count > 0) (*g_increment_version)(written[py::slice(0, static_cast<py::ssize_t>(count), 1)]);
 }
 
+// The norm rounded to the type in which it is returned, which a norm beyond float32 leaves as inf.
+py::tuple returned_norm(double norm, bool is_float64) {
+  return py::make_tuple(is_float64 ? norm : static_cast<double>(static_cast<float>(norm)), is_float64);
+}
+
 py::object total_norm(const py::list& list, double p, bool of_gradients, int num_threads) {
   TensorList tensors;
   const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
@@ -71,7 +76,7 @@ py::object total_norm(const py::list& list, double p, bool of_gradients, int num
   if (std::isinf(p) && tensors.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
   const double norm = without_gil(
       tensors.nbytes(), [&] { return cpu::total_norm(tensors.spans(), cpu::NormType(p), num_threads); });
-  return py::make_tuple(norm, tensors.has_float64());
+  return returned_norm(norm, tensors.has_float64());
 }
 
 py::object clip_grad_norm(const py::list& parameters, double max_norm, double p, bool error_if_nonfinite,
@@ -89,7 +94,7 @@ py::object clip_grad_norm(const py::list& parameters, double max_norm, double p,
   if (clipped.coef != 1.0) {
     increment_versions(grads, [&](size_t i) { return changes_values(clipped.coef, grads.spans()[i].dtype); });
   }
-  return py::make_tuple(clipped.total_norm, grads.has_float64());
+  return returned_norm(clipped.total_norm, grads.has_float64());
 }
 
 py::object clip_grads_with_norm(const py::list& parameters, double max_norm, double norm, int num_threads) {

@@ -19,7 +19,8 @@ def total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0) -> float:
     """Return the p-norm, p > 0 or inf, of all elements together.
 
     The elements are scaled by a power of two near the largest, so nothing over- or underflows, and summed by
-    torch in float64, pairwise. nan if any element is nan, else inf if any is infinite.
+    torch in float64, pairwise. nan if any element is nan, else inf if any is infinite or if the norm is
+    beyond float64.
     """
     vectors = [t.detach().to("cpu", torch.float64).reshape(-1) for t in tensors]
     vectors = [v for v in vectors if v.numel()]
@@ -32,7 +33,10 @@ def total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0) -> float:
     exponent = math.frexp(largest)[1]
     first, second = 2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)
     power_sum = math.fsum(float(((v * first) * second).abs().pow(norm_type).sum()) for v in vectors)
-    return math.ldexp(power_sum ** (1.0 / norm_type), exponent)
+    try:
+        return math.ldexp(power_sum ** (1.0 / norm_type), exponent)
+    except OverflowError:
+        return math.inf
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:

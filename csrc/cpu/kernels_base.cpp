@@ -52,6 +52,8 @@ inline void scale_float16(Float16* x, float factor) { *x = narrow<Float16>(widen
 
 #include "clamp.inl.h"
 #include "nonfinite.inl.h"
+#include "power.inl.h"
+// After power.inl.h, which it uses.
 #include "norm.inl.h"
 #include "scale.inl.h"
 #include "table.inl.h"

@@ -104,10 +104,12 @@ double sum_in_float_runs(const T* x, int64_t numel) {
 template <class T>
 double sum_powers(const T* x, int64_t numel, double p, double scale) {
   double sums[kBlock] = {};
-  for (int64_t i = 0; i < numel; ++i) {
-    // Twice the square root of the scale: for a subnormal the scale itself is out of range.
-    sums[i % kBlock] += __builtin_pow(magnitude(widen(x[i])) * scale * scale, p);
-  }
+  for_each_run<1>(x, numel, [&](const T* block) {
+    for (int i = 0; i < kBlock; ++i) {
+      // Twice the square root of the scale: for a subnormal the scale itself is out of range.
+      sums[i] += power(magnitude(widen(block[i])) * scale * scale, p);
+    }
+  });
   double sum = 0;
   for (int i = 0; i < kBlock; ++i) sum += sums[i];
   return sum;

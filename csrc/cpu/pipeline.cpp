@@ -25,12 +25,14 @@ Accumulator combine(const Accumulator* parts, size_t count, NormType type) {
     return total;
   }
   bool any = false;
+  double nonfinite = 0;
   for (size_t i = 0; i < count; ++i) {
-    if (!std::isfinite(parts[i].sum)) return {total.sum + parts[i].sum, 0};
+    if (!std::isfinite(parts[i].sum)) nonfinite += parts[i].sum;  // nan wins over inf, wherever it is
     if (parts[i].sum == 0) continue;
     if (!any || parts[i].exponent > total.exponent) total.exponent = parts[i].exponent;
     any = true;
   }
+  if (nonfinite != 0) return {nonfinite, 0};
   for (size_t i = 0; i < count; ++i) {
     const int64_t shift = parts[i].exponent - total.exponent;
     total.sum += shift == 0 ? parts[i].sum : parts[i].sum * std::exp2(static_cast<double>(shift) * type.p);
