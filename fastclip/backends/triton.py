@@ -78,7 +78,10 @@ def clip_grad_norm_(
         table = taken.table()
         if table.overlaps:
             return _OVERLAP
-        norm, coefficient = _launch().total_norm(table, norm_type, taken.norm_dtype, max_norm, keep_nonfinite)
+        clipped: tuple[Tensor, Tensor] = _launch().total_norm(
+            table, norm_type, taken.norm_dtype, max_norm, keep_nonfinite
+        )
+        norm, coefficient = clipped
         if max_norm != math.inf:
             _launch().scale(table, coefficient)
             increment_version(grads)
@@ -179,7 +182,7 @@ def _taken(tensors: list[Tensor], norm_type: float | None = None) -> _Taken | De
     if norm_type is not None and not norm_type > 0:
         return Declined(f"there is no kernel for norm_type={norm_type}; expected one > 0")
     device = tensors[0].device
-    if reason := _device_reason(device):
+    if reason := _device_reason(device, _interpreted()):
         return Declined(reason)
     for position, tensor in enumerate(tensors):
         if reason := _tensor_reason(tensor, device):
@@ -222,9 +225,9 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 @functools.cache
-def _device_reason(device: torch.device) -> str | None:
+def _device_reason(device: torch.device, interpreted: bool) -> str | None:
     """Return why the kernels cannot run on a device, or None."""
-    if _interpreted():
+    if interpreted:
         return None if device.type == "cpu" else "TRITON_INTERPRET=1 takes CPU tensors only"
     if device.type != "cuda":
         return f"there is no kernel for {device.type} tensors"
@@ -234,9 +237,8 @@ def _device_reason(device: torch.device) -> str | None:
     return None
 
 
-@functools.cache
 def _interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU; it decides that when a kernel is defined."""
+    """Whether Triton runs kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
