@@ -20,9 +20,9 @@ from fastclip.kernels.tiles import (
 def _clamped(x, lo, hi):
     """Return min(max(x, lo), hi) with nan kept, and where that differs from x."""
     wide = widen(x)
-    # Bounds in the element's type, as torch rounds them.
-    lo = lo.to(x.dtype).to(wide.dtype)
-    hi = hi.to(x.dtype).to(wide.dtype)
+    # Bounds rounded to the element's type by way of the wide one, as torch rounds them.
+    lo = lo.to(wide.dtype).to(x.dtype).to(wide.dtype)
+    hi = hi.to(wide.dtype).to(x.dtype).to(wide.dtype)
     y = tl.where(wide < lo, lo, wide)
     y = tl.where(y > hi, hi, y)
     return y.to(x.dtype), (wide < lo) | (wide > hi)

@@ -31,35 +31,48 @@ class Blocks:
     """How a kernel is laid out on a device.
 
     Attributes:
-        rows: 16-byte vectors in a tile.
-        num_warps: Warps of a program. rows / (warps * warp size) loads of a thread are in flight at once.
+        rows: 16-byte vectors in a tile; rows / threads loads of a thread are in flight at once.
+        threads: Threads of a program.
         programs_per_unit: Programs of a persistent grid per multiprocessor (compute unit).
     """
 
     rows: int
-    num_warps: int
+    threads: int
     programs_per_unit: int
 
 
-# Threads of 4 warps with 4 loads of 16 bytes each in flight keep 8 KiB per program on the way. The norm needs
-# up to 80 registers, of which a multiprocessor has 65536: 6 programs, 48 KiB on the way, about twice what
-# bandwidth times latency asks for on an H100 (3.35 TB/s * 0.8 us / 132 = 20 KiB). The powers of p = any need
-# twice the registers and are bound by arithmetic. Compute units run wavefronts of 64 lanes.
-_STREAM = Blocks(rows=512, num_warps=4, programs_per_unit=6)
-_POWER = Blocks(rows=128, num_warps=4, programs_per_unit=4)
+# 4 loads of 16 bytes in flight per thread, and as many threads as registers allow: a multiprocessor has
+# 65536, the norms need up to 80 per thread, so 768 threads. That is 48 KiB on the way, about twice bandwidth
+# times latency of an H100 (3.35 TB/s * 0.8 us / 132 = 20 KiB). The powers of p = any need 120 registers and
+# are bound by arithmetic. Programs of chunk_norms are larger because ptxas spills small ones on sm_80.
+_BLOCKS = {
+    "total_norm": Blocks(rows=512, threads=128, programs_per_unit=6),
+    "chunk_norms": Blocks(rows=1024, threads=256, programs_per_unit=3),
+    "scale": Blocks(rows=512, threads=128, programs_per_unit=8),
+    "clamp": Blocks(rows=512, threads=128, programs_per_unit=8),
+    "nonfinite": Blocks(rows=512, threads=128, programs_per_unit=8),
+}
+_POWERS = Blocks(rows=128, threads=128, programs_per_unit=4)
 # Small enough that short tensors already fill several tiles and programs of the interpreter.
-_INTERPRETER = Blocks(rows=16, num_warps=1, programs_per_unit=3)
+_INTERPRETER = Blocks(rows=32, threads=32, programs_per_unit=3)
+# Threads of a program that adds up the accumulators of one tensor.
+THREADS_OF_TENSOR = 128
 
 # Accumulators added up at a time: by the last program of a launch, by one program per tensor.
 PARTIALS_OF_LIST = 1024
 PARTIALS_OF_TENSOR = 128
 
 
-def blocks(device: torch.device, kind: int | None = None) -> Blocks:
-    """Return the block sizes of a kernel on a device; `kind` for those that form powers."""
+def blocks(kernel: str, device: torch.device, kind: int | None = None) -> Blocks:
+    """Return the layout of a kernel that reads gradients; `kind` is that of a norm."""
     if device.type == "cpu":
         return _INTERPRETER
-    return _POWER if kind == accumulate.ANY.value else _STREAM
+    return _POWERS if kind == accumulate.ANY.value else _BLOCKS[kernel]
+
+
+def num_warps(threads: int, is_hip: bool = torch.version.hip is not None) -> int:
+    """Return the warps of 32 threads, or wavefronts of 64, that make so many threads."""
+    return threads // (64 if is_hip else 32)
 
 
 def kind_of(norm_type: float) -> int:
@@ -77,7 +90,7 @@ def total_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return the norm, 0-dim of `dtype`, and the clipping coefficient, 0-dim float64; one launch."""
     kind = kind_of(norm_type)
-    layout = blocks(table.device, kind)
+    layout = blocks("total_norm", table.device, kind)
     norm = torch.empty((), dtype=dtype, device=table.device)
     coefficient = torch.empty((), dtype=torch.float64, device=table.device)
     total_norm_kernel[_grid(table, layout)](
@@ -93,7 +106,7 @@ def total_norm(
         KIND=kind,
         ROWS=layout.rows,
         PARTIALS=PARTIALS_OF_LIST,
-        num_warps=layout.num_warps,
+        num_warps=num_warps(layout.threads),
     )
     return norm, coefficient
 
@@ -107,18 +120,18 @@ def clip_coefficient(total_norm: Tensor, max_norm: float) -> Tensor:
 
 def scale(table: Table, coefficient: Tensor) -> None:
     """Multiply every tensor in place by a coefficient, unless it is 1; one launch."""
-    _run(scale_kernel, table, coefficient)
+    _run("scale", scale_kernel, table, coefficient)
 
 
 def clamp(table: Table, lo: float, hi: float) -> None:
     """Clamp every tensor in place to [lo, hi]; one launch."""
-    _run(clamp_kernel, table, lo, hi)
+    _run("clamp", clamp_kernel, table, lo, hi)
 
 
 def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
     """Return the norm of each tensor, 1-dim of `dtype`; two launches."""
     kind = kind_of(norm_type)
-    layout = blocks(table.device, kind)
+    layout = blocks("chunk_norms", table.device, kind)
     norms = torch.empty(table.num_tensors, dtype=dtype, device=table.device)
     chunk_norms_kernel[_grid(table, layout)](
         table.chunks,
@@ -127,7 +140,7 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
         norm_type,
         KIND=kind,
         ROWS=layout.rows,
-        num_warps=layout.num_warps,
+        num_warps=num_warps(layout.threads),
     )
     tensor_norms_kernel[(table.num_tensors,)](
         table.partials,
@@ -136,7 +149,7 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
         norm_type,
         KIND=kind,
         PARTIALS=PARTIALS_OF_TENSOR,
-        num_warps=layout.num_warps,
+        num_warps=num_warps(THREADS_OF_TENSOR),
     )
     return norms
 
@@ -144,14 +157,14 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
 def count_nonfinite(table: Table) -> Tensor:
     """Return the numbers of nan and of inf in each tensor, (n, 2) int64; one launch and a memset."""
     counts = torch.zeros(table.num_tensors, 2, dtype=torch.int64, device=table.device)
-    _run(count_nonfinite_kernel, table, counts)
+    _run("nonfinite", count_nonfinite_kernel, table, counts)
     return counts
 
 
-def _run(kernel: Any, table: Table, *args: Any) -> None:
-    layout = blocks(table.device)
+def _run(name: str, kernel: Any, table: Table, *args: Any) -> None:
+    layout = blocks(name, table.device)
     kernel[_grid(table, layout)](
-        table.chunks, table.num_chunks, *args, ROWS=layout.rows, num_warps=layout.num_warps
+        table.chunks, table.num_chunks, *args, ROWS=layout.rows, num_warps=num_warps(layout.threads)
     )
 
 

@@ -20,24 +20,32 @@ from fastclip.kernels.tiles import (
 
 @triton.jit
 def _flags(x):
-    """Return 1 where x is nan plus 2^32 where it is inf: both counts of a chunk fit one int64."""
+    """Return 1 where x is nan and 2^16 where it is inf."""
     magnitude = tl.abs(widen(x))
-    is_inf = (magnitude == float("inf")).to(tl.int64)
-    return (is_inf << 32) + (magnitude != magnitude).to(tl.int64)
+    is_inf = (magnitude == float("inf")).to(tl.int32)
+    return (is_inf << 16) + (magnitude != magnitude).to(tl.int32)
 
 
 @triton.jit
 def _count(address, numel, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
+    """Return the number of nan in the low half of an int64, that of inf in the high half."""
     body, head, body_numel = split(address, numel, ELEMENT)
-    counts = tl.zeros([ROWS], tl.int64)
+    counts = tl.zeros([ROWS], tl.int32)
     for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
         offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
         counts += tl.sum(_flags(tl.load(body + offsets, mask, other=0.0)), axis=1)
-    count = tl.sum(counts, axis=0)
+    count = tl.sum(_widen_counts(counts), axis=0)
     if body_numel != numel:
         offsets, mask = edge_tile(numel, head, body_numel, ELEMENT)
-        count += tl.sum(_flags(tl.load(body + offsets, mask, other=0.0)), axis=0)
+        flags = _flags(tl.load(body + offsets, mask, other=0.0))
+        count += tl.sum(_widen_counts(flags), axis=0)
     return count
+
+
+@triton.jit
+def _widen_counts(counts):
+    counts = counts.to(tl.int64)
+    return ((counts >> 16) << 32) + (counts & 0xFFFF)
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -48,7 +56,8 @@ def count_nonfinite_kernel(chunks, num_chunks, counts, ROWS: tl.constexpr):
     Grid        persistent, as total_norm_kernel.
     Traffic     reads every gradient once; writes 16 bytes per chunk that holds one.
     Order       integer atomics: exact in any order.
-    Requires    counts is (tensors, 2) int64, zero at the start; at most 2^31 elements in a chunk.
+    Requires    counts is (tensors, 2) int64, zero at the start; a chunk has less than 2^15 elements per
+                row of a tile.
     Range       exact.
     Scratch     none.
     """
