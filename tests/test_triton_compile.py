@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,11 @@ GROUPS = (("sm_80", "sm_90", "gfx942"), ("sm_100", "sm_120"))
 TARGETS = [name for group in GROUPS for name in group]
 every_target = pytest.mark.parametrize("target", TARGETS)
 
-READERS = (
-    "total_norm_two",
-    "total_norm_one",
-    "total_norm_inf",
-    "total_norm_any",
-    "scale",
-    "clamp",
-    "nonfinite",
-)
-"""One of each body that reads gradients; chunk_norms_* reads as total_norm_* does."""
+READERS = ("total_norm_two", "total_norm_one", "total_norm_inf", "scale", "clamp", "nonfinite")
+"""One of each body that reads gradients; chunk_norms_* reads as total_norm_* does, p = any is arithmetic."""
+
+PER_THREAD = 4
+"""Vectors of a tile that each thread has in flight; see launch.py."""
 
 
 @pytest.fixture(scope="session")
@@ -43,19 +39,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(root / "tests" / "triton_compile.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, *group], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for group in GROUPS
-    ]
-    result: dict[str, Any] = {}
-    for process in processes:
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        result.update(json.loads(output))
-    return result
+
+    def compile_group(group: tuple[str, ...]) -> dict[str, Any]:
+        command = [sys.executable, str(root / "tests" / "triton_compile.py"), *group]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with ThreadPoolExecutor() as pool:
+        return {name: found for group in pool.map(compile_group, GROUPS) for name, found in group.items()}
 
 
 @every_target
@@ -64,12 +56,9 @@ def test_nothing_spills(compiled: dict[str, Any], target: str) -> None:
 
 
 @every_target
-def test_the_norm_leaves_registers_for_six_programs(compiled: dict[str, Any], target: str) -> None:
-    """65536 registers, 4 warps of 32 threads, 6 programs; see launch.py. Compute units have twice as many."""
-    for kind in ("one", "two", "inf"):
-        assert compiled[target][f"total_norm_{kind}"]["registers"] <= (
-            128 if target.startswith("gfx") else 80
-        )
+def test_registers_suffice_for_the_programs_of_a_launch(compiled: dict[str, Any], target: str) -> None:
+    for name, described in compiled[target].items():
+        assert described["programs"] >= described["programs_of_launch"], name
 
 
 @every_target
@@ -77,20 +66,18 @@ def test_the_norm_leaves_registers_for_six_programs(compiled: dict[str, Any], ta
 def test_accesses_are_16_bytes_wide(compiled: dict[str, Any], target: str, variant: str) -> None:
     """Each dtype has a tile of wide accesses; what is narrower belongs to edges, table and rare paths."""
     accesses = compiled[target][variant]["accesses"]
-    # Vectors per thread, see launch.py.
-    per_thread = 1 if variant.endswith("any") else 4
     if target.startswith("gfx"):
-        assert accesses["global_load_dwordx4"] >= 4 * per_thread
+        assert accesses["global_load_dwordx4"] >= 4 * PER_THREAD
         assert accesses.get("global_store_dwordx4", 0) >= (
-            4 * per_thread if variant in ("scale", "clamp") else 0
+            4 * PER_THREAD if variant in ("scale", "clamp") else 0
         )
         return
     # float32, bfloat16 and float16, then float64.
-    assert accesses["ld.global.v4.b32"] == 3 * per_thread
-    assert accesses["ld.global.v2.b64"] == per_thread
+    assert accesses["ld.global.v4.b32"] == 3 * PER_THREAD
+    assert accesses["ld.global.v2.b64"] == PER_THREAD
     if variant in ("scale", "clamp"):
-        assert accesses["st.global.v4.b32"] == 3 * per_thread
-        assert accesses["st.global.v2.b64"] == per_thread
+        assert accesses["st.global.v4.b32"] == 3 * PER_THREAD
+        assert accesses["st.global.v2.b64"] == PER_THREAD
 
 
 @every_target
@@ -110,6 +97,7 @@ def test_the_ticket_orders_the_partial_results(compiled: dict[str, Any], target:
         assert described["accesses"]["ld.global.cg.b64"] > 0
 
 
-def test_no_integer_argument_is_specialized(compiled: dict[str, Any]) -> None:
-    for target in TARGETS:
-        assert {name: d["specialized"] for name, d in compiled[target].items() if d["specialized"]} == {}
+@every_target
+def test_no_number_makes_triton_compile_again(compiled: dict[str, Any], target: str) -> None:
+    """Neither the number of tensors nor order or threshold; and what is launched is what is tested here."""
+    assert [name for name, d in compiled[target].items() if d["compiled_again"]] == []

@@ -6,14 +6,14 @@ import itertools
 import math
 
 import pytest
+import tolerance
 import torch
+from cases import BY_NAME, CASES, DTYPES, Case, dtype_id, parameters_of
 from torch import Tensor
+from triton_interpreter import interpreted, needs_triton
 
 import fastclip
-import tolerance
-from cases import BY_NAME, CASES, DTYPES, Case, dtype_id, parameters_of
 from fastclip import reference
-from triton_interpreter import interpreted, needs_triton
 
 __all__ = ["interpreted"]
 

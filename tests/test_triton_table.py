@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 import torch
+from cases import DTYPES, dtype_id
 from torch import Tensor
 
-from cases import DTYPES, dtype_id
 from fastclip.kernels import table as tables
 from fastclip.kernels.table import Int64Array, TableCache, chunk_nbytes, cut, overlap, read_spans
 

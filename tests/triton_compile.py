@@ -21,7 +21,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from fastclip.kernels import clamp, launch, nonfinite, norm, scale
 
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
     kernel: Any
     signature: dict[str, str]
     constants: dict[str, int]
-    threads: int
+    layout: launch.Blocks
 
 
 def variants() -> list[Variant]:
@@ -50,10 +51,12 @@ def variants() -> list[Variant]:
         ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}),
     ):
         layout = launch.blocks(name, CUDA)
-        found.append(Variant(name, kernel, {**CHUNKS, **arguments}, {"ROWS": layout.rows}, layout.threads))
+        found.append(Variant(name, kernel, {**CHUNKS, **arguments}, {"ROWS": layout.rows}, layout))
     for returned in ("fp32", "fp64"):
         signature = {"norm": f"*{returned}", "coefficient_out": "*fp64", "max_norm": "fp64"}
-        found.append(Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, {}, 64))
+        found.append(
+            Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, {}, launch.OF_LIST)
+        )
     for name, norm_type in NORM_TYPES.items():
         kind = launch.kind_of(norm_type)
         layout = launch.blocks("total_norm", CUDA, kind)
@@ -63,21 +66,17 @@ def variants() -> list[Variant]:
             **{"p": "fp64", "max_norm": "fp64", "keep_nonfinite": "i32"},
         }
         constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": launch.PARTIALS_OF_LIST}
-        found.append(
-            Variant(f"total_norm_{name}", norm.total_norm_kernel, signature, constants, layout.threads)
-        )
+        found.append(Variant(f"total_norm_{name}", norm.total_norm_kernel, signature, constants, layout))
 
         layout = launch.blocks("chunk_norms", CUDA, kind)
         signature = {**CHUNKS, "partials": "*fp64", "p": "fp64"}
         constants = {"KIND": kind, "ROWS": layout.rows}
-        found.append(
-            Variant(f"chunk_norms_{name}", norm.chunk_norms_kernel, signature, constants, layout.threads)
-        )
+        found.append(Variant(f"chunk_norms_{name}", norm.chunk_norms_kernel, signature, constants, layout))
 
         signature = {"partials": "*fp64", "first_chunks": "*i64", "norms_out": "*fp32", "p": "fp64"}
         constants = {"KIND": kind, "PARTIALS": launch.PARTIALS_OF_TENSOR}
-        threads = launch.THREADS_OF_TENSOR
-        found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, threads))
+        layout = launch.OF_TENSOR
+        found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, layout))
     return found
 
 
@@ -90,8 +89,8 @@ def compile_variant(target: GPUTarget, variant: Variant) -> Any:
         constexprs=variant.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in pointers},
     )
-    num_warps = launch.num_warps(variant.threads, is_hip=target.backend == "hip")
-    return triton.compile(source, target=target, options={"num_warps": num_warps})
+    options = variant.layout.options(is_hip=target.backend == "hip")
+    return triton.compile(source, target=target, options=options)
 
 
 def describe_ptx(architecture: int, ptx: str) -> dict[str, Any]:
@@ -134,10 +133,23 @@ def describe_amdgcn(assembly: str) -> dict[str, Any]:
     }
 
 
-def specialized_integers(kernel: Any) -> list[str]:
-    """Arguments whose value may make Triton compile the kernel again."""
-    integers = ("num_chunks", "keep_nonfinite")
-    return [p.name for p in kernel.params if p.name in integers and not p.do_not_specialize]
+def is_compiled_again(variant: Variant) -> bool:
+    """Whether a launch with other numbers looks for other code, as Triton decides when it launches."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(variant.kernel.signature, variant.kernel.params, backend)
+    values = {"i32": (1, 16, 17, 2**20), "fp64": (1.0, 2.5, math.inf, 16.0)}
+    seen = set()
+    for i in range(4):
+        arguments = [
+            torch.empty(16) if kind.startswith("*") else values[kind][i]
+            for kind in variant.signature.values()
+        ]
+        specialization = bind(*arguments, **variant.constants)[1]
+        seen.add(str(specialization))
+        kinds = [kind for kind, _ in specialization][: len(arguments)]
+        expected = ["*fp32" if kind.startswith("*") else kind for kind in variant.signature.values()]
+        assert kinds == expected, f"{variant.name}: launched with {kinds}, compiled for {expected}"
+    return len(seen) > 1
 
 
 def main(names: list[str]) -> None:
@@ -154,7 +166,11 @@ def main(names: list[str]) -> None:
                 described = describe_amdgcn(assembly["amdgcn"])
             else:
                 described = describe_ptx(target.arch, assembly["ptx"])
-            described["specialized"] = specialized_integers(variant.kernel)
+            # Registers are handed out in eights; a multiprocessor has 65536, a compute unit twice as many.
+            registers = -(-described["registers"] // 8) * 8 * variant.layout.threads
+            described["programs"] = (131072 if is_hip else 65536) // registers
+            described["programs_of_launch"] = variant.layout.programs_per_unit
+            described["compiled_again"] = is_compiled_again(variant)
             result.setdefault(name, {})[variant.name] = described
     json.dump(result, sys.stdout)
 

@@ -48,8 +48,9 @@ def _convert_bfloat16(values: np.ndarray, source: Any, target: Any, _rounding: A
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton backend, in force, on CPU tensors cut into small chunks, its scratch poisoned."""
-    from fastclip.kernels import table
     from triton.runtime import interpreter
+
+    from fastclip.kernels import table
 
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setattr(interpreter, "_convert_float", _convert_bfloat16)

@@ -34,9 +34,14 @@ _tables = TableCache()
 
 def unavailable_reason() -> str | None:
     """Return why Triton cannot be used, or None; makes no context on a device."""
+    return _unavailable_reason(_interpreted())
+
+
+@functools.cache
+def _unavailable_reason(interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; pip install 'fastclip[gpu]'"
-    if not _interpreted() and not torch.cuda.is_available():
+    if not interpreted and not torch.cuda.is_available():
         return "torch sees no CUDA or ROCm device"
     return None
 

@@ -7,9 +7,9 @@ inf-norm, sum is the largest magnitude, nan if any element is nan.
 Math        sum of |x|^p (p = 1, 2, any p > 0), or max |x|.
 Grid        part of a kernel whose programs take chunks program_id, program_id + num_programs, ...
 Traffic     reads numel * item size bytes, writes nothing. A chunk outside the safe range is read twice more.
-Order       a run is one 16-byte vector, added up in float32 within a thread; runs are added in float64 to the
-            thread's sums, those by a fixed tree. Which elements make a run follows from the sizes and from
-            the address modulo 16, so the same list gives the same bits.
+Order       a run is one 16-byte vector (for p = any, one element), added up in float32 within a thread;
+            runs are added in float64 to the thread's sums, those by a fixed tree. Which elements make a run
+            follows from the sizes and from the address modulo 16, so the same list gives the same bits.
 Requires    addresses aligned to the element; at most 2^19 elements in a chunk.
 Range       a sum that overflowed, underflowed or came near either is formed again in float64 from elements
             scaled by a power of two. inf and nan give inf and nan; maxima compare bits, because tl.maximum
@@ -57,18 +57,9 @@ def _power(magnitude, p, KIND: tl.constexpr):
     elif KIND == TWO:
         term = magnitude * magnitude
     else:
-        # As |x|^p for float64 scalars and tiles alike: log2(0) = -inf gives 0.
+        # log2(0) = -inf gives 0.
         term = tl.exp2(tl.log2(magnitude) * p)
     return term
-
-
-@triton.jit
-def _terms(x, p, KIND: tl.constexpr):
-    """Return |x|^p, in float32 for the squares and magnitudes of narrow elements, else in float64."""
-    magnitude = tl.abs(widen(x))
-    if KIND == ANY:
-        magnitude = magnitude.to(tl.float64)
-    return _power(magnitude, p, KIND)
 
 
 @triton.jit
@@ -83,7 +74,7 @@ def _sum_rows(terms):
 
 @triton.jit
 def _sum_terms(address, numel, p, ELEMENT: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """Return the sum of |x|^p over a chunk, and whether it has to be formed again with scaled elements."""
+    """Sum |x| or |x|^2 over a chunk; return also whether that has to be done again with scaled elements."""
     body, head, body_numel = split(address, numel, ELEMENT)
     sums = tl.zeros([ROWS], tl.float64)
     # Sums of magnitudes do not underflow: they tell zeros from elements whose powers vanished.
@@ -91,7 +82,7 @@ def _sum_terms(address, numel, p, ELEMENT: tl.constexpr, KIND: tl.constexpr, ROW
     for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
         offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
         x = tl.load(body + offsets, mask, other=0.0)
-        sums += _sum_rows(_terms(x, p, KIND)).to(tl.float64)
+        sums += _sum_rows(_power(tl.abs(widen(x)), p, KIND)).to(tl.float64)
         if KIND != ONE:
             magnitudes += tl.sum(tl.abs(widen(x)), axis=1)
     total = tl.sum(sums, axis=0)
@@ -99,11 +90,11 @@ def _sum_terms(address, numel, p, ELEMENT: tl.constexpr, KIND: tl.constexpr, ROW
     if body_numel != numel:
         offsets, mask = edge_tile(numel, head, body_numel, ELEMENT)
         x = tl.load(body + offsets, mask, other=0.0)
-        total += tl.sum(_terms(x, p, KIND).to(tl.float64), axis=0)
+        total += tl.sum(_power(tl.abs(widen(x)), p, KIND).to(tl.float64), axis=0)
         edge_magnitude += tl.sum(tl.abs(widen(x)), axis=0)
     if KIND == ONE:
         unsafe = not (total < SAFE_LARGE)
-    elif KIND == ANY or ELEMENT == tl.float64:
+    elif ELEMENT == tl.float64:
         unsafe = not ((total > SAFE_SMALL) & (total < SAFE_LARGE))
     else:
         unsafe = not ((total > SAFE_SMALL_FLOAT32) & (total < SAFE_LARGE))
@@ -133,7 +124,7 @@ def _max_magnitude(address, numel, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _load_float64(address, offsets, mask, dtype):
-    """Return elements of any dtype as float64. The rare path: small rather than fast."""
+    """Return elements of any dtype as float64. For paths that are rare or bound by arithmetic."""
     if dtype == BFLOAT16:
         x = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask, other=0.0).to(tl.float64)
     elif dtype == FLOAT32:
@@ -146,25 +137,33 @@ def _load_float64(address, offsets, mask, dtype):
 
 
 @triton.jit
-def _accumulate_scaled(address, numel, dtype, p, KIND: tl.constexpr, ROWS: tl.constexpr):
-    """Accumulate a chunk whose powers left the safe range, scaled so that the largest magnitude is near 1."""
-    lanes = tl.zeros([ROWS], tl.int64)
+def _sum_powers(address, numel, dtype, p, scale, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """Sum (|x| * scale^2)^p over a chunk in float64."""
+    sums = tl.zeros([ROWS], tl.float64)
     for start in range(0, numel, ROWS):
         offsets = start + tl.arange(0, ROWS)
-        lanes = tl.maximum(lanes, magnitude_bits(_load_float64(address, offsets, offsets < numel, dtype)))
-    total = tl.max(lanes, axis=0).to(tl.float64, bitcast=True)
-    exponent = tl.full([], EXPONENT_NONFINITE, tl.float64)
-    if total < float("inf"):
+        x = _load_float64(address, offsets, offsets < numel, dtype)
+        # Twice a square root of the scale: the scale of a subnormal is itself out of range.
+        sums += _power(tl.abs(x) * scale * scale, p, KIND)
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def _accumulate_scaled(address, numel, dtype, p, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """Accumulate a chunk whose powers left the safe range, scaled so that the largest magnitude is near 1."""
+    largest = tl.zeros([ROWS], tl.int64)
+    for start in range(0, numel, ROWS):
+        offsets = start + tl.arange(0, ROWS)
+        x = _load_float64(address, offsets, offsets < numel, dtype)
+        largest = tl.maximum(largest, magnitude_bits(x))
+    total = tl.max(largest, axis=0).to(tl.float64, bitcast=True)
+    exponent = tl.full([], 0.0, tl.float64)
+    if (total > 0.0) & (total < float("inf")):
         half_exponent = tl.floor(tl.log2(total) * 0.5)
         exponent = half_exponent * 2.0
-        # Twice a square root of the scale: the scale of a subnormal is itself out of range.
-        scale = tl.exp2(-half_exponent)
-        sums = tl.zeros([ROWS], tl.float64)
-        for start in range(0, numel, ROWS):
-            offsets = start + tl.arange(0, ROWS)
-            x = _load_float64(address, offsets, offsets < numel, dtype)
-            sums += _power(tl.abs(x) * scale * scale, p, KIND)
-        total = tl.sum(sums, axis=0)
+        total = _sum_powers(address, numel, dtype, p, tl.exp2(-half_exponent), KIND, ROWS)
+    elif total != 0.0:
+        exponent = tl.full([], EXPONENT_NONFINITE, tl.float64)
     return total, exponent
 
 
@@ -183,7 +182,10 @@ def accumulate(chunks, index, p, KIND: tl.constexpr, ROWS: tl.constexpr):
         else:
             total = _max_magnitude(address, numel, tl.float64, ROWS)
     else:
-        if dtype == BFLOAT16:
+        if KIND == ANY:
+            total = _sum_powers(address, numel, dtype, p, tl.full([], 1.0, tl.float64), KIND, ROWS)
+            unsafe = not ((total > SAFE_SMALL) & (total < SAFE_LARGE))
+        elif dtype == BFLOAT16:
             total, unsafe = _sum_terms(address, numel, p, tl.bfloat16, KIND, ROWS)
         elif dtype == FLOAT32:
             total, unsafe = _sum_terms(address, numel, p, tl.float32, KIND, ROWS)

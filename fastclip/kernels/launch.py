@@ -34,29 +34,40 @@ class Blocks:
         rows: 16-byte vectors in a tile; rows / threads loads of a thread are in flight at once.
         threads: Threads of a program.
         programs_per_unit: Programs of a persistent grid per multiprocessor (compute unit).
+        registers: What ptxas may use per thread; None leaves that to it.
     """
 
     rows: int
     threads: int
     programs_per_unit: int
+    registers: int | None = None
+
+    def options(self, is_hip: bool = torch.version.hip is not None) -> dict[str, int]:
+        """Return Triton's options for a launch: warps of 32 threads, or wavefronts of 64."""
+        options = {"num_warps": self.threads // (64 if is_hip else 32)}
+        if self.registers is not None and not is_hip:
+            options["maxnreg"] = self.registers
+        return options
 
 
-# 4 loads of 16 bytes in flight per thread, and as many threads as registers allow: a multiprocessor has
-# 65536, the norms need up to 80 per thread, so 768 threads. That is 48 KiB on the way, about twice bandwidth
-# times latency of an H100 (3.35 TB/s * 0.8 us / 132 = 20 KiB). The powers of p = any need 120 registers and
-# are bound by arithmetic. Programs of chunk_norms are larger because ptxas spills small ones on sm_80.
+# 4 loads of 16 bytes in flight per thread, and as many threads as the 65536 registers of a multiprocessor
+# allow. The norms need 96 per thread, which is said to ptxas because, left alone, it spills a few to save
+# more: so 640 threads, and 40 KiB on the way, twice bandwidth times latency of an H100 (3.35 TB/s * 0.8 us /
+# 132 = 20 KiB). The powers of p = any are bound by arithmetic.
+_NORM = Blocks(rows=512, threads=128, programs_per_unit=5, registers=96)
+_POWERS = Blocks(rows=128, threads=128, programs_per_unit=4, registers=128)
 _BLOCKS = {
-    "total_norm": Blocks(rows=512, threads=128, programs_per_unit=6),
-    "chunk_norms": Blocks(rows=1024, threads=256, programs_per_unit=3),
+    "total_norm": _NORM,
+    "chunk_norms": _NORM,
     "scale": Blocks(rows=512, threads=128, programs_per_unit=8),
     "clamp": Blocks(rows=512, threads=128, programs_per_unit=8),
     "nonfinite": Blocks(rows=512, threads=128, programs_per_unit=8),
 }
-_POWERS = Blocks(rows=128, threads=128, programs_per_unit=4)
 # Small enough that short tensors already fill several tiles and programs of the interpreter.
 _INTERPRETER = Blocks(rows=32, threads=32, programs_per_unit=3)
-# Threads of a program that adds up the accumulators of one tensor.
-THREADS_OF_TENSOR = 128
+# Programs that read no gradients: one per tensor, and one in all.
+OF_TENSOR = Blocks(rows=0, threads=128, programs_per_unit=1)
+OF_LIST = Blocks(rows=0, threads=64, programs_per_unit=1)
 
 # Accumulators added up at a time: by the last program of a launch, by one program per tensor.
 PARTIALS_OF_LIST = 1024
@@ -68,11 +79,6 @@ def blocks(kernel: str, device: torch.device, kind: int | None = None) -> Blocks
     if device.type == "cpu":
         return _INTERPRETER
     return _POWERS if kind == accumulate.ANY.value else _BLOCKS[kernel]
-
-
-def num_warps(threads: int, is_hip: bool = torch.version.hip is not None) -> int:
-    """Return the warps of 32 threads, or wavefronts of 64, that make so many threads."""
-    return threads // (64 if is_hip else 32)
 
 
 def kind_of(norm_type: float) -> int:
@@ -106,7 +112,7 @@ def total_norm(
         KIND=kind,
         ROWS=layout.rows,
         PARTIALS=PARTIALS_OF_LIST,
-        num_warps=num_warps(layout.threads),
+        **layout.options(),
     )
     return norm, coefficient
 
@@ -114,7 +120,7 @@ def total_norm(
 def clip_coefficient(total_norm: Tensor, max_norm: float) -> Tensor:
     """Return min(1, max_norm / (total_norm + 1e-6)), 0-dim float64; one launch."""
     coefficient = torch.empty((), dtype=torch.float64, device=total_norm.device)
-    coefficient_kernel[(1,)](total_norm, coefficient, max_norm, num_warps=1)
+    coefficient_kernel[(1,)](total_norm, coefficient, max_norm, **OF_LIST.options())
     return coefficient
 
 
@@ -140,7 +146,7 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
         norm_type,
         KIND=kind,
         ROWS=layout.rows,
-        num_warps=num_warps(layout.threads),
+        **layout.options(),
     )
     tensor_norms_kernel[(table.num_tensors,)](
         table.partials,
@@ -149,7 +155,7 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
         norm_type,
         KIND=kind,
         PARTIALS=PARTIALS_OF_TENSOR,
-        num_warps=num_warps(THREADS_OF_TENSOR),
+        **OF_TENSOR.options(),
     )
     return norms
 
@@ -163,9 +169,7 @@ def count_nonfinite(table: Table) -> Tensor:
 
 def _run(name: str, kernel: Any, table: Table, *args: Any) -> None:
     layout = blocks(name, table.device)
-    kernel[_grid(table, layout)](
-        table.chunks, table.num_chunks, *args, ROWS=layout.rows, num_warps=num_warps(layout.threads)
-    )
+    kernel[_grid(table, layout)](table.chunks, table.num_chunks, *args, ROWS=layout.rows, **layout.options())
 
 
 def _grid(table: Table, layout: Blocks) -> tuple[int]:
