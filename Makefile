@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 NATIVE_TESTS := tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format sanitize clean
+.PHONY: help demo test bench gpu lint format sanitize clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(EXTENSION)  ## Run the test suite.
 bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/.
 	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
 	$(BIN)/python benchmarks/update_readme.py
+
+gpu:  ## Prove and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.
+	$(PYTHON) benchmarks/gpu.py
 
 lint: $(EXTENSION)  ## Check style and types of Python and C++.
 	$(BIN)/ruff check .

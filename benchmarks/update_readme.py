@@ -1,4 +1,4 @@
-"""Write the README's CPU table from a results file, so that no figure there is typed by hand.
+"""Write the README's tables from results files, so that no figure there is typed by hand.
 
 fastclip bench --json benchmarks/results/cpu.json
 python benchmarks/update_readme.py            # rewrites the part between the markers
@@ -8,8 +8,10 @@ python benchmarks/update_readme.py --check    # exits with 1 if that part is not
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastclip.bench.results import Results, ResultsError, Row, load, write_whole
 from fastclip.bench.table import digits
@@ -17,6 +19,8 @@ from fastclip.bench.table import digits
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- bench:cpu:begin -->"
 END = "<!-- bench:cpu:end -->"
+GPU_BEGIN = "<!-- bench:gpu:begin -->"
+GPU_END = "<!-- bench:gpu:end -->"
 
 PEER = "torch_foreach"
 ROWS = (("gpt2", "float32"), ("resnet50", "float32"), ("gpt2", "bfloat16"), ("tiny", "float32"))
@@ -78,19 +82,52 @@ def _times(row: Row) -> list[str]:
     ]
 
 
-def replace(readme: str, content: str) -> str:
+GPU_COLUMNS = ("gradients", "mode", "torch foreach", "fastclip", "", "GB/s", "of a copy")
+
+
+def gpu_table(folder: Path) -> str:
+    """Return the Markdown of every GPU that benchmarks/gpu.py left a whole run of, or that there is none."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    runs = [run for run in runs if run.get("rows") and not run["dry_run"] and not run["quick"]]
+    if not runs:
+        return "No GPU has been measured yet; `make gpu` on one writes the table that belongs here."
+    return "\n\n".join(_gpu_run(run) for run in runs)
+
+
+def _gpu_run(run: dict[str, Any]) -> str:
+    env, backend = run["environment"], next(iter(run["checks"]))
+    rule = ["---", "---", *["--:"] * (len(GPU_COLUMNS) - 2)]
+    rows = [GPU_COLUMNS, rule, *(_gpu_cells(row, backend, run["copy_gbps"]) for row in run["rows"])]
+    text = (
+        f"Milliseconds on the device (median, cold caches) on an {env['gpu']}, driver {env['driver']}, torch "
+        f"{env['torch']} with `foreach=True`, fastclip's {backend} backend at commit {env['commit']}, "
+        f"{env['date'][:10]}. A device-to-device copy reached {run['copy_gbps']:.0f} GB/s in the same run."
+    )
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", text])
+
+
+def _gpu_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]:
+    ours, theirs = (row["device_ms"][peer]["50"] for peer in (backend, "torch_foreach"))
+    gbps = row["gbps"][backend]
+    return [
+        *(row["title"], row["mode"], digits(theirs), digits(ours)),
+        *(f"**{theirs / ours:.1f}x**", f"{gbps:.0f}", f"{gbps / copy_gbps:.0%}"),
+    ]
+
+
+def replace(readme: str, content: str, begin_mark: str = BEGIN, end_mark: str = END) -> str:
     """Return the README with the part between the markers replaced.
 
     Raises:
         ReadmeError: The markers are not there, or not in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = readme.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
         raise ReadmeError(
-            f"no {BEGIN} followed by {END}. Put both on lines of their own where the table belongs."
+            f"no {begin_mark} followed by {end_mark}. Put both on lines of their own where the table belongs."
         )
-    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+    return f"{before}{begin_mark}\n\n{content}\n\n{end_mark}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,6 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         readme = options.readme.read_text(encoding="utf-8")
         updated = replace(readme, table(load(options.results)))
+        if GPU_BEGIN in readme:
+            updated = replace(updated, gpu_table(options.results.parent), GPU_BEGIN, GPU_END)
     except FileNotFoundError:
         return _fail(f"{options.readme}: no such file. Name the README with --readme.")
     except ReadmeError as error:

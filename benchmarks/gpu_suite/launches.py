@@ -1,0 +1,69 @@
+"""How many kernels a call launches, and that it never waits for the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastclip.bench.peers import Peer
+from gpu_suite.device import Device
+from gpu_suite.workloads import parameter_of
+
+MAX_LAUNCHES = 2
+WAITS = ("Synchronize", "cudaMemcpy", "hipMemcpy")
+
+
+def check_launches(device: Device, peer: Peer) -> dict[str, dict[str, int]]:
+    """Count kernels, copies and waits of steady-state calls on 1, 40 and 2000 tensors of all dtypes.
+
+    Raises:
+        AssertionError: A call launches more than two kernels, copies, or waits.
+    """
+    result = {}
+    for num_tensors in (1, 40, 2000):
+        dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+        grads = [
+            torch.ones(50 + i % 70, dtype=dtypes[i % 4], device=device.torch_device)
+            for i in range(num_tensors)
+        ]
+        parameters = [parameter_of(g) for g in grads]
+        calls: dict[str, Callable[[], object]] = {
+            "norm": lambda grads=grads: peer.norm(grads),
+            "inactive": lambda parameters=parameters: peer.clip(parameters, 1e30),
+            "active": lambda parameters=parameters: peer.clip(parameters, 1e-3),
+        }
+        for mode, call in calls.items():
+            call()
+            counts = _counts(call)
+            what = f"{peer.name} {mode} of {num_tensors} tensors"
+            assert counts["kernels"] <= MAX_LAUNCHES, f"{what}: {counts['kernels']} kernels"
+            assert counts["copies"] == 0, f"{what}: {counts['copies']} copies"
+            assert counts["waits"] == 0, f"{what}: {counts['waits']} synchronizing calls"
+            result[f"{mode} of {num_tensors}"] = counts
+    return result
+
+
+def _counts(call: Callable[[], object]) -> dict[str, int]:
+    torch.cuda.synchronize()
+    # Raises where torch itself would wait; the profiler sees what anyone else calls.
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    # The profiler itself waits for the device when it stops; that comes after the last launch.
+    kinds: Counter[str] = Counter()
+    events = sorted(profiler.events(), key=lambda e: e.time_range.start)
+    runtime = [e.name for e in events if e.name.startswith(("cuda", "cu", "hip"))]
+    launches = [i for i, name in enumerate(runtime) if "Launch" in name]
+    last_launch = launches[-1] if launches else -1
+    kinds["waits"] = sum(any(w in name for w in WAITS) for name in runtime[: last_launch + 1])
+    for event in events:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            is_copy = event.name.startswith(("Memcpy", "Memset"))
+            kinds["copies" if is_copy else "kernels"] += 1
+    return {name: kinds[name] for name in ("kernels", "copies", "waits")}

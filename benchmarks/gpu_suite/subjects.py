@@ -1,0 +1,99 @@
+"""fastclip's backends, and the peers that they are timed beside."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastclip
+from fastclip import backends
+from fastclip.bench.peers import Peer, torch_peer
+from gpu_suite.device import Device
+
+# torch.compile makes one kernel of a few hundred tensors in a minute; of thousands in many.
+MAX_COMPILED_TENSORS = 200
+
+
+def backend_names(device: Device) -> list[str]:
+    """Return fastclip's backends that run kernels on the device: whichever are there.
+
+    Raises:
+        SystemExit: There is none; says why.
+    """
+    if not device.is_accelerator:
+        return ["cpu"]
+    info = fastclip.backend_info()
+    names = [name for name in backends.NAMES if name not in ("cpu", "eager") and info[name].available]
+    if not names:
+        reasons = "; ".join(f"{name}: {info[name].reason}" for name in info if name not in ("cpu", "eager"))
+        raise SystemExit(f"gpu.py: no backend of fastclip runs on {device.torch_device}: {reasons}.")
+    return names
+
+
+def fastclip_peer(backend: str) -> Peer:
+    """Return fastclip with one backend, chosen once and not at every call."""
+    context = contextvars.copy_context()
+    context.run(lambda: fastclip.use_backend(backend).__enter__())
+
+    def in_context(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: context.run(function, *args)
+
+    return Peer(
+        backend,
+        f"fastclip {backend}",
+        in_context(fastclip.clip_grad_norm_),
+        in_context(fastclip.get_total_norm),
+    )
+
+
+def torch_peers() -> list[Peer]:
+    """Return torch's two ways."""
+    return [
+        torch_peer("torch_foreach", "torch foreach", foreach=True),
+        torch_peer("torch_loop", "torch loop", foreach=False),
+    ]
+
+
+def compiled_peer() -> Peer:
+    """Return torch's clip as torch.compile makes it."""
+
+    def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+        return norm
+
+    compiled = torch.compile(clip)
+    norm = torch.compile(lambda gradients: torch.nn.utils.get_total_norm(gradients, foreach=True))
+
+    def clip_parameters(parameters: list[torch.nn.Parameter], max_norm: float) -> Tensor:
+        result: Tensor = compiled([p.grad for p in parameters], max_norm)
+        return result
+
+    return Peer("torch_compile", "torch.compile", clip_parameters, norm)
+
+
+def captured_clip(
+    peer: Peer, parameters: Sequence[torch.nn.Parameter], max_norm: float
+) -> Callable[[], None]:
+    """Return the replay of a CUDA graph of one clip, run once on a side stream before, as torch asks."""
+    listed = list(parameters)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        peer.clip(listed, max_norm)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replay_norm = peer.clip(listed, max_norm)
+
+    def replay() -> None:
+        graph.replay()
+
+    # The norm's memory belongs to the graph; callers read it after a replay.
+    replay.norm = replay_norm  # type: ignore[attr-defined]
+    return replay

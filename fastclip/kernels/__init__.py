@@ -1,0 +1,8 @@
+"""Triton kernels for CUDA and ROCm devices, and the host code that launches them.
+
+    tiles       a chunk as 16-byte vectors            accumulate  a chunk's part of a norm
+    norm        combine and finalize                  scale, clamp, nonfinite
+    table       lists of tensors as tables of chunks  launch      block sizes, one function per operation
+
+Importing a module of this package imports triton, except `table`.
+"""

@@ -1,0 +1,193 @@
+"""Norms: combine accumulators in a fixed order, finalize to a norm and a clipping coefficient."""
+
+import triton
+import triton.language as tl
+
+from fastclip.kernels.accumulate import INF, ONE, TWO, accumulate
+
+EPSILON = tl.constexpr(1e-6)
+
+
+@triton.jit
+def _larger(a, b):
+    """Return the larger of two magnitudes, nan if one is."""
+    bits = tl.maximum(a.to(tl.int64, bitcast=True), b.to(tl.int64, bitcast=True))
+    return bits.to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _merge(sum_a, exponent_a, sum_b, exponent_b, p, KIND: tl.constexpr):
+    """Add two accumulators; the smaller of two different exponents gives way."""
+    if KIND == INF:
+        total = _larger(sum_a, sum_b)
+        exponent = exponent_a
+    elif exponent_a == exponent_b:
+        total = sum_a + sum_b
+        exponent = exponent_a
+    else:
+        exponent_a = tl.where(sum_a == 0.0, exponent_b, exponent_a)
+        exponent_b = tl.where(sum_b == 0.0, exponent_a, exponent_b)
+        exponent = tl.maximum(exponent_a, exponent_b)
+        total = sum_a * tl.exp2((exponent_a - exponent) * p) + sum_b * tl.exp2((exponent_b - exponent) * p)
+    return total, exponent
+
+
+@triton.jit
+def _combine(partials, first, last, p, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """Add up accumulators first .. last of the scratch, block by block and each block as a fixed tree.
+
+    The loads bypass the first-level cache: other programs of the same launch may have written them.
+    """
+    total = tl.full([], 0.0, tl.float64)
+    exponent = tl.full([], 0.0, tl.float64)
+    for start in range(first, last, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        mask = index < last
+        sums = tl.load(partials + 2 * index, mask, other=0.0, cache_modifier=".cg")
+        if KIND == INF:
+            bits = tl.max(sums.to(tl.int64, bitcast=True), axis=0)
+            total = _larger(total, bits.to(tl.float64, bitcast=True))
+        else:
+            exponents = tl.load(partials + 2 * index + 1, mask, other=0.0, cache_modifier=".cg")
+            block_exponent = tl.full([], 0.0, tl.float64)
+            if tl.max(tl.abs(exponents), axis=0) != 0.0:
+                # The exponent of a zero says nothing; -2^20 is below that of any number.
+                exponents = tl.where(sums == 0.0, -1048576.0, exponents)
+                block_exponent = tl.max(exponents, axis=0)
+                sums *= tl.exp2((exponents - block_exponent) * p)
+            total, exponent = _merge(total, exponent, tl.sum(sums, axis=0), block_exponent, p, KIND)
+    return total, exponent
+
+
+@triton.jit
+def _root(total, exponent, p, KIND: tl.constexpr):
+    """Finalize, first half: return the norm for which an accumulator stands."""
+    if KIND == INF or KIND == ONE:
+        norm = total
+    elif KIND == TWO:
+        norm = tl.sqrt(total)
+    else:
+        norm = tl.exp2(tl.log2(total) / p)
+    if exponent != 0.0:
+        norm *= tl.exp2(exponent)
+    return norm
+
+
+@triton.jit
+def _clip_coefficient(norm, max_norm):
+    """Finalize, second half: min(1, max_norm / (norm + 1e-6)), nan if the norm or the threshold is.
+
+    1 if max_norm is inf, which asks for the norm alone.
+    """
+    coefficient = max_norm / (norm + EPSILON)
+    return tl.where((coefficient > 1.0) | (max_norm == float("inf")), 1.0, coefficient)
+
+
+@triton.jit(do_not_specialize=["num_chunks", "keep_nonfinite"])
+def total_norm_kernel(
+    chunks,
+    num_chunks,
+    ticket,
+    partials,
+    norm_out,
+    coefficient_out,
+    p: tl.float64,
+    max_norm: tl.float64,
+    keep_nonfinite: tl.int32,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    PARTIALS: tl.constexpr,
+):
+    """Norm of a whole list and its clipping coefficient, in one launch.
+
+    Math        norm = (sum of |x|^p)^(1/p) or max |x|; coefficient = min(1, max_norm / (norm + 1e-6)), or 1
+                if keep_nonfinite is set and the norm, as it is returned, is not finite.
+    Grid        persistent: as many programs as the device runs at once, at most one per chunk; program i
+                takes chunks i, i + num_programs, ...
+    Traffic     reads every gradient once and 32 bytes per chunk; writes 16 bytes per program.
+    Order       each program adds its chunks in order. The program that draws the last ticket adds the
+                programs' accumulators in the order of their numbers, so it does not matter which one that
+                is. No floating-point atomics. The grid is a function of the list and the device model.
+    Requires    ticket is 0 at the start and is left at 0, so a captured launch can be replayed. Launches
+                that share ticket and partials must not overlap.
+    Range       as accumulate; the norm is rounded to the type of norm_out, the coefficient is not.
+    Scratch     ticket: one int64; partials: 2 float64 per program.
+    Source      CUDA C++ Programming Guide, threadFenceReduction (last block finishes a sum).
+    """
+    p = tl.full([], p, tl.float64)
+    max_norm = tl.full([], max_norm, tl.float64)
+    program = tl.program_id(0)
+    num_programs = tl.num_programs(0)
+    total = tl.full([], 0.0, tl.float64)
+    exponent = tl.full([], 0.0, tl.float64)
+    for index in range(program, num_chunks, num_programs):
+        chunk_total, chunk_exponent = accumulate(chunks, index, p, KIND, ROWS)
+        total, exponent = _merge(total, exponent, chunk_total, chunk_exponent, p, KIND)
+    tl.store(partials + 2 * program, total)
+    tl.store(partials + 2 * program + 1, exponent)
+    # The thread that draws the ticket need not be the one that stored.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(ticket, 1, sem="acq_rel", scope="gpu")
+    if arrived == num_programs - 1:
+        total, exponent = _combine(partials, 0, num_programs, p, KIND, PARTIALS)
+        norm = _root(total, exponent, p, KIND)
+        returned = norm.to(norm_out.dtype.element_ty)
+        tl.store(norm_out, returned)
+        coefficient = _clip_coefficient(norm, max_norm)
+        if keep_nonfinite != 0:
+            coefficient = tl.where(returned < float("inf"), coefficient, 1.0)
+        tl.store(coefficient_out, coefficient)
+        tl.store(ticket, 0)
+
+
+@triton.jit(do_not_specialize=["num_chunks"])
+def chunk_norms_kernel(chunks, num_chunks, partials, p: tl.float64, KIND: tl.constexpr, ROWS: tl.constexpr):
+    """Accumulators of chunks, the first of two launches for the norm of each tensor.
+
+    Math        as accumulate.
+    Grid        as total_norm_kernel.
+    Traffic     reads every gradient once and 32 bytes per chunk; writes 16 bytes per chunk.
+    Order       as accumulate; a chunk's accumulator does not depend on the grid.
+    Requires    as accumulate.
+    Range       as accumulate.
+    Scratch     partials: 2 float64 per chunk.
+    """
+    p = tl.full([], p, tl.float64)
+    for index in range(tl.program_id(0), num_chunks, tl.num_programs(0)):
+        total, exponent = accumulate(chunks, index, p, KIND, ROWS)
+        tl.store(partials + 2 * index, total)
+        tl.store(partials + 2 * index + 1, exponent)
+
+
+@triton.jit
+def tensor_norms_kernel(
+    partials, first_chunks, norms_out, p: tl.float64, KIND: tl.constexpr, PARTIALS: tl.constexpr
+):
+    """Norm of each tensor from the accumulators of its chunks, the second of two launches.
+
+    Math        norm = (sum of |x|^p)^(1/p) or max |x|; 0 for a tensor without chunks.
+    Grid        one program per tensor.
+    Traffic     reads 16 bytes per chunk, writes one norm per tensor.
+    Order       chunk order, in blocks of PARTIALS, each a fixed tree.
+    Requires    first_chunks has one more entry than there are tensors.
+    Range       as accumulate; the norm is rounded to the type of norms_out.
+    Scratch     none beside the partials of chunk_norms_kernel.
+    """
+    p = tl.full([], p, tl.float64)
+    tensor = tl.program_id(0)
+    first = tl.load(first_chunks + tensor)
+    last = tl.load(first_chunks + tensor + 1)
+    total, exponent = _combine(partials, first, last, p, KIND, PARTIALS)
+    norm = _root(total, exponent, p, KIND)
+    tl.store(norms_out + tensor, norm.to(norms_out.dtype.element_ty))
+
+
+@triton.jit
+def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64):
+    """Clipping coefficient for a norm that is known already; one program, a few bytes.
+
+    Math        coefficient = min(1, max_norm / (norm + 1e-6)) in float64.
+    Range       nan stays nan.
+    """
+    max_norm = tl.full([], max_norm, tl.float64)
+    tl.store(coefficient_out, _clip_coefficient(tl.load(norm).to(tl.float64), max_norm))

@@ -1,0 +1,165 @@
+"""The host side of the Triton backend: spans, chunks, tables and their cache. Needs no triton."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, dtype_id
+from torch import Tensor
+
+from fastclip.kernels import table as tables
+from fastclip.kernels.table import Int64Array, TableCache, chunk_nbytes, cut, overlap, read_spans
+
+CPU = torch.device("cpu")
+FLOAT32 = tables.DTYPES.index(torch.float32)
+
+
+def spans_of(*rows: tuple[int, int, int]) -> Int64Array:
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def test_spans_hold_address_numel_and_dtype() -> None:
+    tensors = [torch.zeros(6, dtype=dtype) for dtype in tables.DTYPES] + [torch.zeros(7)[3:]]
+    spans = read_spans(tensors)
+    assert spans[:, 0].tolist() == [t.data_ptr() for t in tensors]
+    assert spans[:, 1].tolist() == [6, 6, 6, 6, 4]
+    assert spans[:, 2].tolist() == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("numel", [0, 1, 4095, 8192, 8193, 100_000])
+def test_chunks_cover_a_span_once_and_in_order(numel: int, dtype: torch.dtype) -> None:
+    tag = tables.DTYPES.index(dtype)
+    chunks, first_chunks = cut(spans_of((4096, numel, tag), (1 << 40, 3, tag)))
+    end = 4096
+    for address, chunk_numel, chunk_tag, span in chunks[:-1].tolist():
+        assert (address, chunk_tag, span) == (end, tag, 0)
+        assert 0 < chunk_numel * dtype.itemsize <= tables.MIN_CHUNK_NBYTES
+        end += chunk_numel * dtype.itemsize
+    assert end == 4096 + numel * dtype.itemsize
+    assert chunks[-1].tolist() == [1 << 40, 3, tag, 1]
+    assert first_chunks.tolist() == [0, len(chunks) - 1, len(chunks)]
+
+
+def test_a_span_beyond_32_bits() -> None:
+    numel = 2**33 + 5
+    chunks, _ = cut(spans_of((64, numel, tables.DTYPES.index(torch.bfloat16))))
+    assert chunks[:, 1].sum() == numel
+    assert chunks[-1, 0] + 2 * chunks[-1, 1] == 64 + 2 * numel
+    assert chunks[:, 1].max() <= 2**19
+
+
+def test_chunks_are_powers_of_two_between_the_limits() -> None:
+    sizes = [chunk_nbytes(n) for n in (0, 1, 10**6, 10**8, 498 * 10**6, 16 * 10**9, 10**12)]
+    assert sizes == sorted(sizes)
+    assert {size.bit_count() for size in sizes} == {1}
+    assert (sizes[0], sizes[-1]) == (tables.MIN_CHUNK_NBYTES, tables.MAX_CHUNK_NBYTES)
+    # 16 GB are a table of half a megabyte, not one that grows with the gradients.
+    assert len(cut(spans_of((64, 8 * 10**9, tables.DTYPES.index(torch.bfloat16))))[0]) < 16 * 1024
+
+
+def test_the_cut_depends_on_sizes_alone() -> None:
+    sizes = (5, 70_000, 0, 12_345)
+    here, there = (
+        cut(spans_of(*((base + 4096 * i, n, FLOAT32) for i, n in enumerate(sizes))))[0]
+        for base in (64, 1 << 45)
+    )
+    assert np.array_equal(here[:, 1:], there[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([(64, 4, FLOAT32), (80, 4, FLOAT32)], False),
+        ([(80, 4, FLOAT32), (64, 5, FLOAT32)], True),
+        ([(64, 4, FLOAT32), (64, 4, FLOAT32)], True),
+        ([(64, 100, FLOAT32), (80, 0, FLOAT32)], False),
+        ([(0, 0, FLOAT32), (0, 0, FLOAT32)], False),
+        ([(64, 400, FLOAT32), (2000, 4, FLOAT32), (200, 4, FLOAT32)], True),
+    ],
+    ids=["adjacent", "by_one", "same", "empty_inside", "empties", "nested"],
+)
+def test_overlap(spans: list[tuple[int, int, int]], expected: bool) -> None:
+    assert overlap(spans_of(*spans)) is expected
+
+
+def test_a_table_is_used_again_until_something_changes() -> None:
+    cache = TableCache()
+    spans = spans_of((64, 50, FLOAT32), (264, 50, FLOAT32))
+    table = cache.get(spans, CPU)
+    assert cache.get(spans.copy(), CPU) is table
+    changes = {
+        "address": [(68, 50, FLOAT32), (268, 50, FLOAT32)],
+        "size": [(64, 49, FLOAT32), (264, 50, FLOAT32)],
+        "dtype": [(64, 50, FLOAT32), (264, 50, FLOAT32 + 1)],
+        "order": [(264, 50, FLOAT32), (64, 50, FLOAT32)],
+        "count": [(64, 50, FLOAT32)],
+    }
+    for name, rows in changes.items():
+        assert cache.get(spans_of(*rows), CPU) is not table, name
+    assert cache.get(spans, CPU) is table
+
+
+def test_the_table_used_longest_ago_is_evicted() -> None:
+    cache = TableCache(capacity=3)
+    lists = [read_spans([torch.zeros(n)]) for n in range(1, 5)]
+    first, second, *_ = (cache.get(spans, CPU) for spans in lists[:3])
+    assert cache.get(lists[0], CPU) is first
+    cache.get(lists[3], CPU)
+    assert len(cache) == 3
+    assert cache.get(lists[0], CPU) is first
+    assert cache.get(lists[1], CPU) is not second
+
+
+def test_thousands_of_tensors() -> None:
+    tensors = list(torch.zeros(5000 * 16).split(16))
+    table = TableCache().get(read_spans(tensors), CPU)
+    assert (table.num_tensors, table.num_chunks) == (5000, 5000)
+    assert table.first_chunks.tolist() == list(range(5001))
+    assert table.chunks[:, 0].tolist() == [t.data_ptr() for t in tensors]
+    assert not table.overlaps
+
+
+def test_a_new_table_starts_with_ticket_zero_and_aligned_rows() -> None:
+    table = tables.build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
+    assert table.ticket.tolist() == [0]
+    assert (table.chunks.data_ptr() - table.ticket.data_ptr()) % 32 == 0
+    assert table.partials.shape == (1, 2)
+
+
+def test_threads_share_the_cache() -> None:
+    cache = TableCache(capacity=4)
+    lists = [read_spans([torch.zeros(n)]) for n in range(1, 9)]
+    wrong: list[Tensor] = []
+
+    def work(offset: int) -> None:
+        for i in range(400):
+            spans = lists[(i * (offset + 1)) % len(lists)]
+            table = cache.get(spans, CPU)
+            if table.chunks[0, 0] != spans[0, 0]:
+                wrong.append(table.chunks)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(cache) == 4
+
+
+def test_captured_tables_are_kept_and_do_not_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locked memory is ordinary memory here: what is tested is who owns it."""
+    empty = torch.empty
+    reserve = tables._PinnedReserve()
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory, **options: empty(*size, **options))
+    monkeypatch.setattr(reserve, "NUM_WORDS", 100)
+    reserve.refill()
+    words = [torch.full((40,), i) for i in range(4)]  # two fit, two need memory of their own
+    kept = [reserve.take(w) for w in words]
+    reserve.refill()
+    kept.append(reserve.take(torch.full((40,), 4)))
+    assert [k.unique().tolist() for k in kept] == [[0], [1], [2], [3], [4]]

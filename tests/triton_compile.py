@@ -1,0 +1,179 @@
+"""Compile every Triton kernel ahead of time for devices that need not be there; print what came out as JSON.
+
+A program of its own: one process either compiles Triton's kernels or interprets them.
+
+    python tests/triton_compile.py sm_90 gfx942
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from fastclip.kernels import clamp, launch, nonfinite, norm, scale
+
+CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
+NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
+
+CUDA = torch.device("cuda")
+
+
+class Variant(NamedTuple):
+    """A kernel as launch.py launches it."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, int]
+    layout: launch.Blocks
+
+
+def variants() -> list[Variant]:
+    """Every kernel, the norms once for each kind."""
+    found = []
+    for name, kernel, arguments in (
+        ("scale", scale.scale_kernel, {"coefficient": "*fp64"}),
+        ("clamp", clamp.clamp_kernel, {"lo": "fp64", "hi": "fp64"}),
+        ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}),
+    ):
+        layout = launch.blocks(name, CUDA)
+        found.append(Variant(name, kernel, {**CHUNKS, **arguments}, {"ROWS": layout.rows}, layout))
+    for returned in ("fp32", "fp64"):
+        signature = {"norm": f"*{returned}", "coefficient_out": "*fp64", "max_norm": "fp64"}
+        found.append(
+            Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, {}, launch.OF_LIST)
+        )
+    for name, norm_type in NORM_TYPES.items():
+        kind = launch.kind_of(norm_type)
+        layout = launch.blocks("total_norm", CUDA, kind)
+        signature = {
+            **CHUNKS,
+            **{"ticket": "*i64", "partials": "*fp64", "norm_out": "*fp32", "coefficient_out": "*fp64"},
+            **{"p": "fp64", "max_norm": "fp64", "keep_nonfinite": "i32"},
+        }
+        constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": launch.PARTIALS_OF_LIST}
+        found.append(Variant(f"total_norm_{name}", norm.total_norm_kernel, signature, constants, layout))
+
+        layout = launch.blocks("chunk_norms", CUDA, kind)
+        signature = {**CHUNKS, "partials": "*fp64", "p": "fp64"}
+        constants = {"KIND": kind, "ROWS": layout.rows}
+        found.append(Variant(f"chunk_norms_{name}", norm.chunk_norms_kernel, signature, constants, layout))
+
+        signature = {"partials": "*fp64", "first_chunks": "*i64", "norms_out": "*fp32", "p": "fp64"}
+        constants = {"KIND": kind, "PARTIALS": launch.PARTIALS_OF_TENSOR}
+        layout = launch.OF_TENSOR
+        found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, layout))
+    return found
+
+
+def compile_variant(target: GPUTarget, variant: Variant) -> Any:
+    """Compile as a launch does: torch's allocator aligns what is passed, and no integer is specialized."""
+    pointers = [i for i, kind in enumerate(variant.signature.values()) if kind.startswith("*")]
+    source = ASTSource(
+        variant.kernel,
+        signature={**variant.signature, **dict.fromkeys(variant.constants, "constexpr")},
+        constexprs=variant.constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in pointers},
+    )
+    options = variant.layout.options(is_hip=target.backend == "hip")
+    return triton.compile(source, target=target, options=options)
+
+
+def describe_ptx(architecture: int, ptx: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        name = re.search(r"^\.target (\w+)", ptx, re.M)
+        assert name
+        command = [
+            get_ptxas(architecture).path,
+            "-v",
+            f"--gpu-name={name[1]}",
+            str(path),
+            "-o",
+            f"{path}.cubin",
+        ]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    stack, stores, loads = (
+        int(found) for found in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)
+    )
+    return {
+        "accesses": Counter(re.findall(r"\b(?:ld|st)\.global(?:\.\w+)*", ptx)),
+        "atomics": Counter(re.findall(r"\batom(?:\.\w+)*", ptx)),
+        "spilled_nbytes": stack + stores + loads,
+        "registers": int(re.findall(r"Used (\d+) registers", report)[0]),
+    }
+
+
+def describe_amdgcn(assembly: str) -> dict[str, Any]:
+    def number(pattern: str) -> int:
+        return int(re.findall(pattern, assembly)[0])
+
+    return {
+        "accesses": Counter(re.findall(r"\b(?:global|flat|buffer)_(?:load|store)_\w+", assembly)),
+        "atomics": Counter(re.findall(r"\bglobal_atomic_\w+", assembly)),
+        # Scalar registers may be parked in vector registers; that touches no memory.
+        "spilled_nbytes": number(r"\.vgpr_spill_count:\s+(\d+)")
+        + number(r"\.private_segment_fixed_size: (\d+)"),
+        "registers": number(r"\.vgpr_count:\s+(\d+)"),
+    }
+
+
+def is_compiled_again(variant: Variant) -> bool:
+    """Whether a launch with other numbers looks for other code, as Triton decides when it launches."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(variant.kernel.signature, variant.kernel.params, backend)
+    values = {"i32": (1, 16, 17, 2**20), "fp64": (1.0, 2.5, math.inf, 16.0)}
+    seen = set()
+    for i in range(4):
+        arguments = [
+            torch.empty(16) if kind.startswith("*") else values[kind][i]
+            for kind in variant.signature.values()
+        ]
+        specialization = bind(*arguments, **variant.constants)[1]
+        seen.add(str(specialization))
+        kinds = [kind for kind, _ in specialization][: len(arguments)]
+        expected = ["*fp32" if kind.startswith("*") else kind for kind in variant.signature.values()]
+        assert kinds == expected, f"{variant.name}: launched with {kinds}, compiled for {expected}"
+    return len(seen) > 1
+
+
+def main(names: list[str]) -> None:
+    """Write {target: {variant: description}} to standard output."""
+    result: dict[str, Any] = {}
+    for name in names:
+        is_hip = name.startswith("gfx")
+        target = (
+            GPUTarget("hip", name, 64) if is_hip else GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
+        )
+        for variant in variants():
+            assembly = compile_variant(target, variant).asm
+            if is_hip:
+                described = describe_amdgcn(assembly["amdgcn"])
+            else:
+                described = describe_ptx(target.arch, assembly["ptx"])
+            # Registers are handed out in eights; a multiprocessor has 65536, a compute unit twice as many.
+            registers = -(-described["registers"] // 8) * 8 * variant.layout.threads
+            described["programs"] = (131072 if is_hip else 65536) // registers
+            described["programs_of_launch"] = variant.layout.programs_per_unit
+            described["compiled_again"] = is_compiled_again(variant)
+            result.setdefault(name, {})[variant.name] = described
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

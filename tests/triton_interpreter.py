@@ -1,0 +1,68 @@
+"""Triton's kernels on CPU tensors, one operation of numpy per operation of the kernel.
+
+Triton decides whether to interpret when it and the kernels are imported, so a test module imports this one
+first. The variable is unset again: for every other test, this machine is one without Triton's devices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastclip
+
+VARIABLE = "TRITON_INTERPRET"
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs triton (pip install 'fastclip[gpu]')"
+)
+
+if importlib.util.find_spec("triton"):
+    os.environ[VARIABLE] = "1"
+    try:
+        importlib.import_module("fastclip.kernels.launch")
+    finally:
+        del os.environ[VARIABLE]
+
+
+def _convert_bfloat16(values: np.ndarray, source: Any, target: Any, _rounding: Any) -> np.ndarray:
+    """Convert between float32 and the bits of bfloat16 as devices do.
+
+    The interpreter's own conversion truncates, and goes wrong for subnormal numbers.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if source.name == "bf16":
+        assert target.name == "fp32"
+        return tensor.view(torch.bfloat16).to(torch.float32).numpy()
+    assert (source.name, target.name) == ("fp32", "bf16")
+    return tensor.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The Triton backend, in force, on CPU tensors cut into small chunks, its scratch poisoned."""
+    from triton.runtime import interpreter
+
+    from fastclip.kernels import table
+
+    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setattr(interpreter, "_convert_float", _convert_bfloat16)
+    # Two tiles of the interpreter, so that short tensors have several chunks and programs several rounds.
+    monkeypatch.setattr(table, "MIN_CHUNK_NBYTES", 1024)
+    poisoned = table.build_table
+
+    def build_poisoned(*args: object) -> table.Table:
+        built = poisoned(*args)  # type: ignore[arg-type]
+        built.partials.fill_(float("nan"))
+        return built
+
+    monkeypatch.setattr(table, "build_table", build_poisoned)
+    with fastclip.use_backend("triton"):
+        yield
