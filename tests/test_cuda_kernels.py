@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(cuda_library.compiler() is None, reason="needs g
 INF, NAN = math.inf, math.nan
 TILE_BYTES = 16 * 1024
 NORM_TYPES = (1.0, 2.0, INF, 0.5, 3.0)
-# A run of float32 sums carries 4 roundings (5 without squares, whose root would halve them), and the result is
-# rounded once more. The path through float64 is shorter than 64 roundings.
+# A run of float32 sums carries 4 roundings (5 without squares, whose root would halve them), and the result
+# is rounded once more. The path through float64 is shorter than 64 roundings.
 FLOAT32_ERROR, FLOAT64_ERROR = 6 * 2.0**-24, 64 * 2.0**-53
 L2_ERROR = 3 * 2.0**-24
 
@@ -94,6 +94,7 @@ EXTREMES = {
     "float32-squares-overflow": (torch.float32, [1e30, -3e38, 2e20]),
     "float32-one-large": (torch.float32, [6e31, 1.0]),
     "float32-squares-underflow": (torch.float32, [1e-30, -2e-30]),
+    "float32-squares-subnormal": (torch.float32, [1.1e-21, 1.3e-21, -1.7e-21]),
     "float32-subnormal": (torch.float32, [1.4e-45, 2.8e-45]),
     "float32-near-the-refused-sum": (torch.float32, [2.0**-50, 2.0**-51, 2.0**-49]),
     "bfloat16-squares-overflow": (torch.bfloat16, [1e30, 3e38]),

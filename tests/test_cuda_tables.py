@@ -1,4 +1,4 @@
-"""Span tables: found again, rebuilt, evicted, captured, shared between threads. On the CPU; see cuda_library."""
+"""Span tables: found again, rebuilt, evicted, captured, used by several threads. No GPU; see cuda_library."""
 
 from __future__ import annotations
 
