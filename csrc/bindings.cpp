@@ -1,4 +1,5 @@
-// fastclip._C: Python's view of the CPU backend. The only file that includes pybind11; none includes torch.
+// fastclip._C: Python's view of the CPU backend. Only this and cuda_bindings.* include pybind11; none
+// includes torch.
 //
 // Every function takes a list and answers with a result, or with a string: the reason why these tensors are
 // not for this backend. Nothing has been read or written then.
@@ -11,6 +12,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/pipeline.h"
 #include "cpu/threads.h"
+#include "cuda_bindings.h"
 #include "finalize.h"
 #include "tensor_list.h"
 
@@ -174,4 +176,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
+  bind_cuda(m);
 }

@@ -24,11 +24,12 @@ from fastclip.errors import BackendUnavailableError
 
 __all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "use_backend"]
 
-NAMES = ("cpu", "eager")
+NAMES = ("cuda", "cpu", "eager")
 """Backends in the order in which `auto` prefers them."""
 
 
 _USED_FOR = {
+    "cuda": "takes dense float16, bfloat16, float32 and float64 gradients on one CUDA device",
     "cpu": "takes dense float16, bfloat16, float32 and float64 gradients on the CPU",
     "eager": "takes everything that no other backend takes",
 }
@@ -62,7 +63,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Use one backend for every fastclip call inside the `with` block, in this thread or task.
 
     Args:
-        name: "auto", "cpu" or "eager". A named backend never hands tensors on to another: what it
+        name: "auto" or one of `NAMES`. A named backend never hands tensors on to another: what it
             cannot take raises `BackendUnavailableError`.
 
     Raises:
