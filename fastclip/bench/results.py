@@ -1,0 +1,184 @@
+"""The rows of a run and the file they go to."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastclip.bench.bandwidth import Bandwidth
+from fastclip.bench.cases import Case, Traffic
+from fastclip.bench.check import Check
+from fastclip.bench.environment import Environment, Hardware
+from fastclip.bench.timing import Measurement
+
+SCHEMA = "fastclip-bench/1"
+
+
+class ResultsError(Exception):
+    """A results file is missing or is not one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case with everything that was measured.
+
+    Attributes:
+        model: Key of WORKLOADS.
+        title: Its name for readers.
+        traffic: Bytes that must move.
+        read_gbps: Read bandwidth measured beside this row.
+        update_gbps: Read and write bandwidth measured beside this row.
+        floor_ms: Time that these need for the traffic.
+        measurements: Peer -> times; the first peer is the one under test.
+        relative_errors: Peer -> error of its norm against float64.
+    """
+
+    model: str
+    title: str
+    dtype: str
+    mode: str
+    num_tensors: int
+    numel: int
+    traffic: Traffic
+    read_gbps: float
+    update_gbps: float
+    floor_ms: float
+    measurements: dict[str, Measurement]
+    relative_errors: dict[str, float]
+
+    @classmethod
+    def of(cls, case: Case, measurements: dict[str, Measurement], check: Check, bandwidth: Bandwidth) -> Row:
+        """Join what is known about one case."""
+        return cls(
+            model=case.workload.name,
+            title=case.workload.title,
+            dtype=case.dtype,
+            mode=case.mode,
+            num_tensors=case.workload.num_tensors,
+            numel=case.workload.numel,
+            traffic=case.traffic,
+            read_gbps=bandwidth.read_gbps,
+            update_gbps=bandwidth.update_gbps,
+            floor_ms=bandwidth.floor_ms(case.traffic),
+            measurements=measurements,
+            relative_errors=check.relative_errors,
+        )
+
+    @property
+    def subject(self) -> str:
+        """Return the name of the peer under test."""
+        return next(iter(self.measurements))
+
+    @property
+    def subject_ms(self) -> float:
+        """Return its median."""
+        return self.measurements[self.subject].median_ms
+
+    def ratio(self, peer: str) -> float:
+        """Return how many times longer another peer takes, median by median."""
+        return self.measurements[peer].median_ms / self.subject_ms
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Return the ratio to each other peer."""
+        return {name: self.ratio(name) for name in self.measurements if name != self.subject}
+
+    @property
+    def gbps(self) -> float:
+        """Return 10^9 necessary bytes per second."""
+        return self.traffic.nbytes / self.subject_ms / 1e6
+
+    @property
+    def share(self) -> float:
+        """Return the part of the measured bandwidth that was reached; caches can lift it above 1."""
+        return self.floor_ms / self.subject_ms
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        ratios = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in self.ratios.items())
+        return f"{self.model} {self.dtype} {self.mode}: {self.subject_ms:.3f} ms, {ratios}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole run.
+
+    Attributes:
+        options: As in `runner.Options`.
+        bandwidth: Of all candidates, at the start; each row has that of the fastest, measured beside it.
+    """
+
+    environment: Environment
+    options: dict[str, Any]
+    bandwidth: Bandwidth
+    rows: list[Row]
+
+    def find(self, model: str, dtype: str, mode: str) -> Row:
+        """Return one row.
+
+        Raises:
+            ResultsError: The run does not have it.
+        """
+        for row in self.rows:
+            if (row.model, row.dtype, row.mode) == (model, dtype, mode):
+                return row
+        raise ResultsError(f"results: no row for {model} {dtype} {mode}. Run the benchmark with that case.")
+
+
+def save(results: Results, path: Path) -> None:
+    """Write a run as JSON, whole or not at all."""
+    content = {"schema": SCHEMA, **asdict(results)}
+    for row, entry in zip(results.rows, content["rows"], strict=True):
+        entry["derived"] = {"ratios": row.ratios, "gbps": row.gbps, "share": row.share}
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load(path: Path) -> Results:
+    """Read a run back.
+
+    Raises:
+        ResultsError: The file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ResultsError(
+                f"{path}: schema {content['schema']!r}; expected {SCHEMA!r}. Run the benchmark again."
+            )
+        return Results(
+            environment=_environment(content["environment"]),
+            options=content["options"],
+            bandwidth=Bandwidth(**content["bandwidth"]),
+            rows=[_row(entry) for entry in content["rows"]],
+        )
+    except FileNotFoundError as error:
+        raise ResultsError(f"{path}: no such file. Write it with `fastclip bench --json {path}`.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path}: not a results file ({error!r}). Run the benchmark again.") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that nobody ever sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _environment(entry: dict[str, Any]) -> Environment:
+    return Environment(**{**entry, "hardware": Hardware(**entry["hardware"])})
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    fields = {name: value for name, value in entry.items() if name != "derived"}
+    fields["traffic"] = Traffic(**entry["traffic"])
+    fields["measurements"] = {
+        name: Measurement(measured["num_rounds"], {int(q): ms for q, ms in measured["quantiles_ms"].items()})
+        for name, measured in entry["measurements"].items()
+    }
+    return Row(**fields)

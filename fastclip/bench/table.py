@@ -1,0 +1,111 @@
+"""A run as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastclip.bench.peers import PEERS
+from fastclip.bench.results import Results, Row
+from fastclip.bench.timing import Measurement
+
+TITLES = {peer.name: peer.title for peer in PEERS}
+
+# A row on one line; a terminal that is narrower breaks the lines itself, which keeps every figure.
+WIDTH = 160
+
+
+def console() -> Console:
+    """Return a console for standard output that is wide enough for the table."""
+    wide = Console()
+    wide.width = max(WIDTH, wide.width)
+    return wide
+
+
+def render(results: Results) -> RenderableType:
+    """Return the table of a run, with the environment above and the reading aid below.
+
+    Times are medians in milliseconds with the 20th and 80th percentile.
+    """
+    subject, *others = (TITLES.get(name, name) for name in results.rows[0].measurements)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("gradients", "dtype", "clipping"):
+        table.add_column(title, no_wrap=True)
+    for title in (subject, *others):
+        table.add_column(f"{title}\nms", justify="right", no_wrap=True)
+    for title in others:
+        table.add_column(f"vs {title.rpartition(' ')[2]}", justify="right")
+    table.add_column("GB/s", justify="right")
+    table.add_column("of\nmemory", justify="right")
+    table.add_column("relative\nerror", justify="right")
+    for title in others[:1]:
+        table.add_column(f"{title}'s\nerror", justify="right")
+    previous: Row | None = None
+    for row in results.rows:
+        if previous is not None and previous.model != row.model:
+            table.add_section()
+        table.add_row(*_cells(row, previous))
+        previous = row
+    return Group(_heading(results), table, _legend(results, subject))
+
+
+def _cells(row: Row, previous: Row | None) -> list[RenderableType]:
+    same_model = previous is not None and previous.model == row.model
+    same_dtype = same_model and previous is not None and previous.dtype == row.dtype
+    return [
+        "" if same_model else row.title,
+        "" if same_dtype else row.dtype,
+        row.mode,
+        *(_time(measurement) for measurement in row.measurements.values()),
+        *(_ratio(ratio) for ratio in row.ratios.values()),
+        f"{row.gbps:.1f}",
+        f"{row.share:.0%}",
+        *(f"{error:.1e}" for error in list(row.relative_errors.values())[:2]),
+    ]
+
+
+def _time(measurement: Measurement) -> Text:
+    text = Text(digits(measurement.median_ms))
+    text.append(f" {digits(measurement.p20_ms)}–{digits(measurement.p80_ms)}", style="dim")
+    return text
+
+
+def digits(value: float) -> str:
+    """Return about three significant digits, without an exponent."""
+    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:.{decimals}f}"
+
+
+def _ratio(ratio: float) -> Text:
+    return Text(f"{ratio:.2f}x", style="green" if ratio >= 1 else "red")
+
+
+def _heading(results: Results) -> Text:
+    env = results.environment
+    return Text(
+        f"{env.hardware.cpu}, {env.hardware.num_cores} cores, {results.options['threads']} threads, "
+        f"{env.hardware.instruction_set} · torch {env.versions['torch']} · "
+        f"fastclip {env.versions['fastclip']} ({env.commit})"
+    )
+
+
+def _legend(results: Results, subject: str) -> Text:
+    memory = results.bandwidth
+    read = _range([row.read_gbps for row in results.rows])
+    update = _range([row.update_gbps for row in results.rows])
+    return Text(
+        f"Times: median, 20th to 80th percentile. vs: the peer's median over {subject}'s. "
+        f"GB/s: of the bytes that must move, N to read, 2 N more to scale.\n"
+        f"of memory: against {read} GB/s read ({memory.read_by}) and {update} GB/s read and written "
+        f"({memory.update_by}), measured beside each row;\n"
+        f"caches can lift it above 100 %, the cost of a call lowers it for small lists. "
+        f"Errors: of the norm, against float64.",
+        style="dim",
+    )
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low}–{high}"

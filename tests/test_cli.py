@@ -1,0 +1,175 @@
+"""The command line: what it prints, where it writes, how it ends."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fastclip
+from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, runner
+from fastclip.bench.bandwidth import Memory
+from fastclip.cli import cli
+
+SMALL_RUN = ["bench", "--models", "tiny", "--dtype", "float32", "--time-budget", "0.001"]
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Memory", functools.partial(Memory, numel=1 << 12))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["bench", "--help"], ["demo", "-h"]])
+def test_help_shows_an_example(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0
+    assert "fastclip " in result.output.partition("Usage: ")[2].partition("\n")[2]
+
+
+def test_version() -> None:
+    assert fastclip.__version__ in CliRunner().invoke(cli, ["--version"]).output
+
+
+def test_info_names_every_backend_and_its_reason() -> None:
+    result = CliRunner().invoke(cli, ["info"])
+    assert result.exit_code == 0
+    words = result.output.split()
+    assert torch.__version__ in words
+    for name, backend in fastclip.backend_info().items():
+        assert name in words
+        assert backend.reason.split()[0] in words
+
+
+def test_info_as_json() -> None:
+    facts = json.loads(CliRunner().invoke(cli, ["info", "--json"]).stdout)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["hardware"]["threads"] == torch.get_num_threads()
+    assert {name: entry["available"] for name, entry in facts["backends"].items()} == {
+        name: backend.available for name, backend in fastclip.backend_info().items()
+    }
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_bench_prints_a_table_and_writes_files(tmp_path: Path) -> None:
+    json_path, plot_path = tmp_path / "new" / "results.json", tmp_path / "new" / "results.png"
+    result = CliRunner().invoke(
+        cli, [*SMALL_RUN, "--threads", "1", "--json", str(json_path), "--plot", str(plot_path)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "1000 tensors of 16" in result.stdout
+    assert "check 1/1" in result.stderr
+    assert "time 3/3" in result.stderr
+    content = json.loads(json_path.read_text(encoding="utf-8"))
+    assert [row["mode"] for row in content["rows"]] == list(MODES)
+    assert content["options"]["threads"] == 1
+    assert plot_path.stat().st_size > 0
+
+
+@pytest.mark.usefixtures("small_buffers")
+def test_bench_takes_names_by_comma_and_by_repetition(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    arguments = ["--modes", "active,norm", "--modes", "active", "--dtype", "float16", "--json", str(path)]
+    result = CliRunner().invoke(cli, [*SMALL_RUN, *arguments])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert [(row["dtype"], row["mode"]) for row in rows] == [
+        ("float32", "norm"),
+        ("float32", "active"),
+        ("float16", "norm"),
+        ("float16", "active"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"), [("--models", WORKLOADS), ("--dtype", DTYPES), ("--modes", MODES)]
+)
+def test_bench_lists_the_choices_for_an_unknown_name(option: str, choices: dict[str, object]) -> None:
+    result = CliRunner().invoke(cli, ["bench", option, f"{next(iter(choices))},gpt5"])
+    assert result.exit_code == 2
+    message = " ".join(result.stderr.split())
+    assert f"Invalid value for '{option}': 'gpt5' is unknown" in message
+    assert ", ".join(choices) in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threads", "0"],
+        ["--time-budget", "0"],
+        ["--json", "results.txt"],
+        ["--plot", "results.jpg"],
+        ["--json", "/dev/null/results.json"],
+    ],
+)
+def test_bench_turns_down_what_it_cannot_do_before_any_work(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclip.bench.run", lambda *_, **__: pytest.fail("the run was started"))
+    result = CliRunner().invoke(cli, ["bench", *arguments])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[0]}'" in result.stderr
+
+
+def test_bench_ends_with_1_and_no_file_when_the_check_is_red(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def red(*_: object, **__: object) -> None:
+        raise CheckError("tiny float32: the norm is wrong")
+
+    monkeypatch.setattr(runner, "check", red)
+    path = tmp_path / "results.json"
+    result = CliRunner().invoke(cli, [*SMALL_RUN, "--json", str(path)])
+    assert result.exit_code == 1
+    assert "nothing was timed" in result.stderr
+    assert "tiny float32: the norm is wrong" in result.stderr
+    assert not path.exists()
+
+
+def test_demo_passes_its_options_and_exit_code_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run(output: Path, *, epochs: int, seed: int) -> int:
+        seen.extend([output, epochs, seed])
+        return 3
+
+    monkeypatch.setattr("fastclip.demo.run", run)
+    result = CliRunner().invoke(cli, ["demo", "--output", str(tmp_path), "--epochs", "2", "--seed", "5"])
+    assert result.exit_code == 3
+    assert seen == [tmp_path, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("click", "cli", ["--help"]),
+        ("rich", "cli", ["info"]),
+        ("matplotlib", "report", ["bench", "--models", "tiny", "--plot", "x.png"]),
+        ("sklearn", "demo", ["demo"]),
+    ],
+)
+def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
+    program = f"import sys; sys.modules[{module!r}] = None; from fastclip.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"{module} is not installed" in result.stderr
+    assert f"pip install 'fastclip[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_another_missing_module_is_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastclip import cli as cli_module
+
+    def fail() -> None:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(cli_module, "cli", fail)
+    with pytest.raises(ModuleNotFoundError, match="numpy"):
+        cli_module.main()
