@@ -8,6 +8,7 @@ Environment:
         `require` makes a failure an error; `off` does not try.
     FASTCLIP_BUILD_CUDA: the same for the CUDA library, which needs the extension. csrc/cuda/build.py lists
         the variables that steer its compilation.
+    MAX_JOBS: Files compiled at once.
     FASTCLIP_WERROR: `1` turns compiler warnings into errors.
     FASTCLIP_SANITIZE: `1` adds AddressSanitizer and UndefinedBehaviorSanitizer.
 """
@@ -83,18 +84,21 @@ class BuildExtension(build_ext):
     def require_nvcc(self) -> None:
         """Fail before anything is compiled if the CUDA library cannot be built."""
         try:
-            cuda_build.flags_for(cuda_build.required_nvcc())
+            cuda_build.required_nvcc()
         except cuda_build.CudaBuildError as error:
             raise SystemExit(f"setup.py: FASTCLIP_BUILD_CUDA=require, but {error}") from error
 
     def build_cuda_library(self) -> None:
         """Put libfastclip_cuda beside the extension."""
         try:
-            if BUILD_CUDA == "auto" and cuda_build.find_nvcc() is None:
+            compilers = cuda_build.find_nvcc()
+            if not compilers:
                 print("fastclip: there is no nvcc, so the CUDA library is not built.", file=sys.stderr)
-                return
-            library, _ = cuda_build.build(Path(self.get_ext_fullpath("fastclip._C")).resolve().parent)
-            print(f"fastclip: built {library.name}", file=sys.stderr)
+            for nvcc in compilers:
+                library, _ = cuda_build.build(
+                    nvcc, Path(self.get_ext_fullpath("fastclip._C")).resolve().parent
+                )
+                print(f"fastclip: built {library.name} with {nvcc}", file=sys.stderr)
         except cuda_build.CudaBuildError as error:
             if BUILD_CUDA == "require":
                 raise SystemExit(f"setup.py: FASTCLIP_BUILD_CUDA=require, but {error}") from error
@@ -139,7 +143,7 @@ def extensions() -> list:
         return []
     from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 
-    ParallelCompile("FASTCLIP_BUILD_JOBS", default=0).install()
+    ParallelCompile("MAX_JOBS", default=0).install()
     csrc = Path("csrc")
     return [
         Pybind11Extension(

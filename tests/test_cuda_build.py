@@ -30,7 +30,7 @@ def _load_build() -> ModuleType:
 
 cuda_build = _load_build()
 SUPPORTED = {"sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"}
-needs_nvcc = pytest.mark.skipif(cuda_build.find_nvcc() is None, reason="needs nvcc")
+needs_nvcc = pytest.mark.skipif(not cuda_build.find_nvcc(), reason="needs nvcc")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("cuda")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTCLIP_CUDA_ARCHS", ";".join(ARCHS))
-        return cuda_build.build(folder, report=True)
+        return cuda_build.build(cuda_build.find_nvcc()[0], folder, report=True)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,25 @@ def test_fastclips_own_list_comes_before_torchs(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_toolkit_without_a_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(cuda_build.CudaBuildError, match=r"CUDA_HOME=.* has no bin/nvcc"):
+    with pytest.raises(cuda_build.CudaBuildError, match=r"CUDA_HOME has no .*/bin/nvcc"):
         cuda_build.find_nvcc()
+
+
+def test_several_toolkits_give_several_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    homes = [tmp_path / "cuda-12.8", tmp_path / "cuda-13.0"]
+    for home in homes:
+        (home / "bin").mkdir(parents=True)
+        (home / "bin/nvcc").touch()
+    monkeypatch.setenv("CUDA_HOME", os.pathsep.join(map(str, homes)))
+    assert cuda_build.find_nvcc() == [home / "bin/nvcc" for home in homes]
+
+
+def test_an_old_toolkit_is_named(tmp_path: Path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
+    nvcc.chmod(0o755)
+    with pytest.raises(cuda_build.CudaBuildError, match=r"is CUDA 11\.8; expected 12\.1 or newer"):
+        cuda_build.build(nvcc, tmp_path)
 
 
 def test_requiring_cuda_without_nvcc_fails_before_anything_is_compiled(tmp_path: Path) -> None:
@@ -99,7 +116,7 @@ def test_requiring_cuda_without_nvcc_fails_before_anything_is_compiled(tmp_path:
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode != 0
-    assert "FASTCLIP_BUILD_CUDA=require, but CUDA_HOME=" in done.stderr
+    assert "FASTCLIP_BUILD_CUDA=require, but CUDA_HOME has no" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

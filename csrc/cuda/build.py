@@ -6,7 +6,8 @@ Environment:
     FASTCLIP_CUDA_ARCHS: What to compile for, as TORCH_CUDA_ARCH_LIST says it: "8.0;9.0+PTX", or names such as
         "Ampere" and "Hopper". Without it TORCH_CUDA_ARCH_LIST decides, and without that the default is every
         architecture of `DEFAULT_ARCHS` that nvcc knows. The GPU of this machine decides nothing.
-    CUDA_HOME, CUDA_PATH: The toolkit; otherwise that of the nvcc on PATH, otherwise /usr/local/cuda.
+    CUDA_HOME, CUDA_PATH: The toolkit; otherwise that of the nvcc on PATH, otherwise /usr/local/cuda. Several,
+        of different majors and separated as in PATH, give a library each.
     MAX_JOBS: Source files compiled at once; all by default.
     NVCC_THREADS: Architectures compiled at once for each file; as many as processors by default.
 """
@@ -44,24 +45,27 @@ class CudaBuildError(Exception):
     """Why the library cannot be built here."""
 
 
-def find_nvcc() -> Path | None:
-    """Return the compiler of CUDA_HOME or CUDA_PATH, else that on PATH, else that of /usr/local/cuda."""
+def find_nvcc() -> list[Path]:
+    """Return the compilers of CUDA_HOME or CUDA_PATH, else that on PATH, else that of /usr/local/cuda."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if home := os.environ.get(variable):
-            nvcc = Path(home) / "bin" / "nvcc"
-            if not nvcc.exists():
-                raise CudaBuildError(f"{variable}={home} has no bin/nvcc; expected a CUDA toolkit there.")
-            return nvcc
-    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    return Path(found) if found else None
+        if homes := os.environ.get(variable):
+            found = [Path(home) / "bin" / "nvcc" for home in homes.split(os.pathsep)]
+            for nvcc in found:
+                if not nvcc.exists():
+                    raise CudaBuildError(f"{variable} has no {nvcc}; expected a CUDA toolkit there.")
+            return found
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    return [Path(nvcc)] if nvcc else []
 
 
-def required_nvcc() -> Path:
-    """Return what `find_nvcc` finds, and object if that is nothing."""
-    nvcc = find_nvcc()
-    if nvcc is None:
+def required_nvcc() -> list[Path]:
+    """Return what `find_nvcc` finds, and object if that is nothing or cannot build what is asked for."""
+    found = find_nvcc()
+    if not found:
         raise CudaBuildError("there is no nvcc; expected one in CUDA_HOME, on PATH or in /usr/local/cuda.")
-    return nvcc
+    for nvcc in found:
+        flags_for(nvcc)
+    return found
 
 
 def cuda_version(nvcc: Path) -> tuple[int, int]:
@@ -142,10 +146,11 @@ def flags_for(nvcc: Path) -> list[str]:
     ]
 
 
-def build(output_folder: Path, *, report: bool = False) -> tuple[Path, str]:
+def build(nvcc: Path, output_folder: Path, *, report: bool = False) -> tuple[Path, str]:
     """Compile and link.
 
     Args:
+        nvcc: The compiler.
         output_folder: Where libfastclip_cuda<major>.so goes.
         report: Ask the assembler for registers, spills and stack frames.
 
@@ -153,9 +158,8 @@ def build(output_folder: Path, *, report: bool = False) -> tuple[Path, str]:
         The library, and what the compiler said.
 
     Raises:
-        CudaBuildError: nvcc is missing or too old, an architecture is unknown, or the compilation failed.
+        CudaBuildError: nvcc is too old, an architecture is unknown, or the compilation failed.
     """
-    nvcc = required_nvcc()
     major, _ = version = cuda_version(nvcc)
     flags = flags_for(nvcc)
     if report:
@@ -190,7 +194,7 @@ def _run(command: list[str]) -> str:
 
 if __name__ == "__main__":
     try:
-        path, _ = build(HERE.parents[1] / "fastclip")
+        for found in required_nvcc():
+            print(build(found, HERE.parents[1] / "fastclip")[0])
     except CudaBuildError as error:
         sys.exit(f"csrc/cuda/build.py: {error}")
-    print(path)
