@@ -78,7 +78,7 @@ class BuildExtension(build_ext):
                 raise
             print(NO_EXTENSION.format(error=error), file=sys.stderr, flush=True)
             self.extensions = []
-        if self.extensions and BUILD_CUDA != "off":
+        if self.extensions and BUILD_CUDA != "off" and sys.platform == "linux":
             self.build_cuda_library()
 
     def require_nvcc(self) -> None:

@@ -60,6 +60,8 @@ def find_nvcc() -> list[Path]:
 
 def required_nvcc() -> list[Path]:
     """Return what `find_nvcc` finds, and object if that is nothing or cannot build what is asked for."""
+    if sys.platform != "linux":
+        raise CudaBuildError(f"the library is for Linux, and this is {sys.platform}.")
     found = find_nvcc()
     if not found:
         raise CudaBuildError("there is no nvcc; expected one in CUDA_HOME, on PATH or in /usr/local/cuda.")

@@ -51,8 +51,8 @@ Grid writing_grid(const Table& table, Grid grid) {
   return {table.overlapping ? 1 : grid.num_blocks, grid.stream};
 }
 
-int status_of_total_norm(const FastclipCudaCall& call, double norm_type, double max_norm, int norm_dtype,
-                         void* norm, double* coefficient, bool apply) {
+int total_norm_call(const FastclipCudaCall& call, double norm_type, double max_norm, int norm_dtype,
+                    void* norm, double* coefficient, bool apply) {
   Measure measure;
   if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
   return run_call(call, [&](const Context::Prepared& prepared, Grid grid) -> int {
@@ -123,13 +123,13 @@ int fastclip_cuda_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes
 
 int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type, double max_norm, int norm_dtype,
                              void* total_norm, double* coefficient) {
-  return status_of_total_norm(*call, norm_type, max_norm, norm_dtype, total_norm, coefficient, false);
+  return total_norm_call(*call, norm_type, max_norm, norm_dtype, total_norm, coefficient, false);
 }
 
 int fastclip_cuda_clip_grad_norm(const FastclipCudaCall* call, double norm_type, double max_norm,
                                  int norm_dtype, void* total_norm) {
-  return status_of_total_norm(*call, norm_type, max_norm, norm_dtype, total_norm,
-                              coefficient_in(call->workspace), true);
+  return total_norm_call(*call, norm_type, max_norm, norm_dtype, total_norm, coefficient_in(call->workspace),
+                         true);
 }
 
 int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficient) {
