@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
 EXTENSION := $(VENV)/.extension
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+CUDA := $(wildcard csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cpp csrc/cuda/*.cu tests/cuda_emulation/*)
 
 SANITIZED := build/sanitize
 NATIVE_TESTS := tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench gpu lint format sanitize clean
+.PHONY: help demo test cuda wheel gpu bench lint format sanitize clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +26,8 @@ $(DEPENDENCIES): pyproject.toml constraints.txt
 	@touch $@
 
 $(EXTENSION): $(DEPENDENCIES) setup.py $(NATIVE)
-	FASTCLIP_BUILD_CPP=require FASTCLIP_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	FASTCLIP_BUILD_CPP=require FASTCLIP_BUILD_CUDA=off FASTCLIP_WERROR=1 \
+		$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 demo: $(EXTENSION)  ## Clip real gradients, rescue a network that explodes, show the speed beside torch's.
@@ -33,6 +35,12 @@ demo: $(EXTENSION)  ## Clip real gradients, rescue a network that explodes, show
 
 test: $(EXTENSION)  ## Run the test suite.
 	$(BIN)/python -m pytest
+
+cuda: $(EXTENSION)  ## Build the CUDA library in place with nvcc.
+	$(BIN)/python csrc/cuda/build.py
+
+wheel: $(DEPENDENCIES)  ## Build sdist and wheel in dist/, each in an environment of its own.
+	$(BIN)/python -m build --outdir dist
 
 bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/.
 	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
@@ -45,16 +53,16 @@ lint: $(EXTENSION)  ## Check style and types of Python and C++.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(CUDA)
 
 format: $(EXTENSION)  ## Rewrite Python and C++ in the house style.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(CUDA)
 
 # Python itself is not instrumented, so the runtime is preloaded, and leaks of the interpreter are not ours.
 sanitize: $(DEPENDENCIES)  ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer.
-	FASTCLIP_BUILD_CPP=require FASTCLIP_SANITIZE=1 $(BIN)/python setup.py --quiet \
+	FASTCLIP_BUILD_CPP=require FASTCLIP_BUILD_CUDA=off FASTCLIP_SANITIZE=1 $(BIN)/python setup.py --quiet \
 		build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \

@@ -1,4 +1,4 @@
-// fastclip._C: Python's view of the CPU backend. Only the files named bindings include pybind11; none
+// fastclip._C: Python's view of the native backends. Only the files named *bindings* include pybind11; none
 // includes torch.
 //
 // Every function takes a list and answers with a result, or with a string: the reason why these tensors are
@@ -13,6 +13,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/pipeline.h"
 #include "cpu/threads.h"
+#include "cuda_bindings.h"
 #include "finalize.h"
 #include "tensor_list.h"
 
@@ -177,4 +178,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
   define_step(m);
+  bind_cuda(m);
 }

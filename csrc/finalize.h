@@ -9,14 +9,14 @@ namespace fastclip {
 constexpr double kNormEpsilon = 1e-6;
 
 // min(1, max_norm / (total_norm + 1e-6)); nan if either is nan, so that it reaches the gradients.
-inline double clip_coefficient(double total_norm, double max_norm) {
+constexpr double clip_coefficient(double total_norm, double max_norm) {
   const double coef = max_norm / (total_norm + kNormEpsilon);
   return coef > 1.0 ? 1.0 : coef;
 }
 
 // Whether multiplying by the coefficient can change a value: float32 and narrower types multiply by its
 // float32 value.
-inline bool changes_values(double coef, DType dtype) {
+constexpr bool changes_values(double coef, DType dtype) {
   return dtype == DType::kFloat64 ? coef != 1.0 : static_cast<float>(coef) != 1.0f;
 }
 

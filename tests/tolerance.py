@@ -23,6 +23,10 @@ below."""
 RUN = 8
 """float32 additions in a row of 16-bit elements, before the sum is widened; see csrc/cpu/norm.inl.h."""
 
+DEVICE_RUN_ROUNDINGS = 4
+"""float32 roundings that an element of 32 bits or fewer meets before the sum is widened on a GPU; see
+csrc/cuda/accumulators.cuh."""
+
 LOG_OF_LARGEST = 1024 * math.log(2)
 """|ln| of any float64: what the rounding of the exponent 1/p is multiplied by when the root is taken."""
 
@@ -32,20 +36,21 @@ def unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def norm(dtype: torch.dtype, numel: int, norm_type: float) -> float:
+def norm(dtype: torch.dtype, numel: int, norm_type: float, device: torch.device | str = "cpu") -> float:
     """Relative bound for the p-norm of `numel` elements, all of `dtype`.
 
-    The inf-norm is exact. Otherwise at most `numel` float64 additions follow each other, in whatever
-    order, each
-    after a power (1 u); the oracle does no more, so twice that. 16-bit types have RUN additions in float32
-    before.
-    The root divides the error of the sum by p and adds LOG_OF_LARGEST * u for the rounding of 1/p and one
-    rounding of its own. The result is rounded to float32 unless the gradients are float64.
+    The inf-norm is exact. Otherwise at most `numel` float64 additions follow each other, in whatever order,
+    each after a power (1 u); the oracle does no more, so twice that. Before, there are RUN additions in
+    float32 for 16-bit types, and on a GPU DEVICE_RUN_ROUNDINGS for those and float32. The root divides the
+    error of the sum by p and adds LOG_OF_LARGEST * u for the rounding of 1/p and one rounding of its own. The
+    result is rounded to float32 unless the gradients are float64.
     """
     if norm_type == math.inf:
         return 0.0
     sum_error = 2 * (numel + 1) * FLOAT64_UNIT
-    if dtype.itemsize == 2:
+    if torch.device(device).type == "cuda" and dtype != torch.float64:
+        sum_error += DEVICE_RUN_ROUNDINGS * FLOAT32_UNIT
+    elif dtype.itemsize == 2:
         sum_error += (RUN - 1) * FLOAT32_UNIT
     root_error = (LOG_OF_LARGEST + 2) * FLOAT64_UNIT
     returned = FLOAT64_UNIT if dtype == torch.float64 else FLOAT32_UNIT

@@ -24,12 +24,13 @@ from fastclip.errors import BackendUnavailableError
 
 __all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "use_backend"]
 
-NAMES = ("cpu", "triton", "eager")
+NAMES = ("cpu", "cuda", "triton", "eager")
 """Backends in the order in which `auto` prefers them."""
 
 
 _USED_FOR = {
     "cpu": "takes dense float16, bfloat16, float32 and float64 gradients on the CPU",
+    "cuda": "takes dense float16, bfloat16, float32 and float64 gradients on one CUDA device",
     "triton": "takes dense float16, bfloat16, float32 and float64 gradients on one CUDA or ROCm device",
     "eager": "takes everything that no other backend takes",
 }

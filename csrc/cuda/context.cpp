@@ -1,0 +1,125 @@
+#include "context.h"
+
+#include <memory>
+
+#include "upload.h"
+
+namespace fastclip::cuda {
+namespace {
+
+constexpr size_t kTicketsPerBlock = 4096;
+
+// Lets this thread allocate and wait while a stream is being captured: what runs inside this scope is no part
+// of the capture. Outside captures it changes nothing.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+int key_of(cudaStream_t stream, StreamKey* key) {
+  unsigned long long stream_id = 0, capture_id = 0;
+  cudaError_t error = cudaStreamGetId(stream, &stream_id);
+  if (error != cudaSuccess) return error;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  error = cudaStreamGetCaptureInfo(stream, &status, &capture_id);
+  if (error != cudaSuccess) return error;
+  if (status == cudaStreamCaptureStatusInvalidated) return cudaErrorStreamCaptureInvalidated;
+  *key = {stream_id, status == cudaStreamCaptureStatusActive ? capture_id : 0};
+  return FASTCLIP_CUDA_OK;
+}
+
+}  // namespace
+
+DeviceGuard::DeviceGuard(int device) {
+  error_ = cudaGetDevice(&before_);
+  if (error_ != cudaSuccess || before_ == device) return;
+  error_ = cudaSetDevice(device);
+  changed_ = error_ == cudaSuccess;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (changed_) cudaSetDevice(before_);
+}
+
+class Context::Memory : public TableMemory {
+ public:
+  Memory(cudaStream_t stream, cudaStream_t upload_stream) : stream_(stream), upload_stream_(upload_stream) {}
+
+  int allocate(size_t num_entries, SpanEntry** memory) override {
+    const RelaxedCapture relaxed;
+    return cudaMalloc(reinterpret_cast<void**>(memory), num_entries * sizeof(SpanEntry));
+  }
+
+  int upload(const Table& table) override { return cuda::upload(table, stream_); }
+
+  int upload_outside_capture(const Table& table) override {
+    const RelaxedCapture relaxed;
+    const cudaError_t error = cuda::upload(table, upload_stream_);
+    return error != cudaSuccess ? error : cudaStreamSynchronize(upload_stream_);
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaStream_t upload_stream_;
+};
+
+int Context::of_device(int device, Context** context) {
+  // Never destroyed: at exit the driver may be gone before static objects are.
+  static auto& contexts = *new std::map<int, std::unique_ptr<Context>>();
+  static auto& contexts_mutex = *new std::mutex();
+  const std::lock_guard<std::mutex> lock(contexts_mutex);
+  auto& found = contexts[device];
+  if (found == nullptr) found = std::make_unique<Context>();
+  *context = found.get();
+  return found->initialized_ ? static_cast<int>(FASTCLIP_CUDA_OK) : found->initialize(device);
+}
+
+int Context::initialize(int device) {
+  int num_multiprocessors = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  max_blocks_ = static_cast<uint32_t>(num_multiprocessors) * kBlocksPerMultiprocessor;
+  const RelaxedCapture relaxed;
+  error = cudaStreamCreateWithFlags(&upload_stream_, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return error;
+  initialized_ = true;
+  return FASTCLIP_CUDA_OK;
+}
+
+int Context::find_ticket(StreamKey key, unsigned** ticket) {
+  if (const auto found = tickets_.find(key); found != tickets_.end()) {
+    *ticket = found->second;
+    return FASTCLIP_CUDA_OK;
+  }
+  if (num_free_tickets_ == 0) {
+    const RelaxedCapture relaxed;
+    constexpr size_t kBytes = kTicketsPerBlock * sizeof(unsigned);
+    cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&free_tickets_), kBytes);
+    if (error == cudaSuccess) error = cudaMemsetAsync(free_tickets_, 0, kBytes, upload_stream_);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(upload_stream_);
+    if (error != cudaSuccess) return error;
+    num_free_tickets_ = kTicketsPerBlock;
+  }
+  --num_free_tickets_;
+  *ticket = tickets_[key] = free_tickets_++;
+  return FASTCLIP_CUDA_OK;
+}
+
+int Context::prepare(const FastclipCudaCall& call, Prepared* prepared) {
+  const auto stream = static_cast<cudaStream_t>(call.stream);
+  StreamKey key;
+  int status = key_of(stream, &key);
+  if (status != FASTCLIP_CUDA_OK) return status;
+  status = find_ticket(key, &prepared->ticket);
+  if (status != FASTCLIP_CUDA_OK) return status;
+  Memory memory(stream, upload_stream_);
+  return tables_.find(key, call.spans, call.num_spans, memory, &prepared->table);
+}
+
+}  // namespace fastclip::cuda

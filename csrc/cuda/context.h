@@ -1,0 +1,65 @@
+// What the library keeps per device: the grid, the tables, the tickets.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "table_cache.h"
+
+namespace fastclip::cuda {
+
+// Makes a device current for a scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  cudaError_t error_;
+};
+
+class Context {
+ public:
+  // The context of a device; lives as long as the process. Returns a status.
+  static int of_device(int device, Context** context);
+
+  // Held from prepare() until the kernels are launched: another thread could otherwise rewrite the table
+  // first.
+  std::mutex& mutex() { return mutex_; }
+
+  uint32_t max_blocks() const { return max_blocks_; }
+
+  // Where a call's kernels find their spans and their ticket.
+  struct Prepared {
+    const Table* table;
+    unsigned* ticket;  // 0 between calls
+  };
+  int prepare(const FastclipCudaCall& call, Prepared* prepared);
+
+ private:
+  class Memory;
+
+  int initialize(int device);
+  int find_ticket(StreamKey key, unsigned** ticket);
+
+  std::mutex mutex_;
+  bool initialized_ = false;
+  uint32_t max_blocks_ = 0;
+  cudaStream_t upload_stream_ = nullptr;  // for what must not become part of a capture
+  TableCache tables_;
+  // Every stream has a ticket of its own and so has every capture, whose graph may run beside the stream.
+  std::map<StreamKey, unsigned*> tickets_;
+  unsigned* free_tickets_ = nullptr;
+  size_t num_free_tickets_ = 0;
+};
+
+}  // namespace fastclip::cuda

@@ -1,0 +1,89 @@
+// The C interface of libfastclip_cuda: lists of spans in, results in device memory.
+//
+// Nothing here waits for the device. Every function returns 0, a positive cudaError_t or a negative
+// FASTCLIP_CUDA_* status; fastclip_cuda_message() puts each into words.
+#ifndef FASTCLIP_CUDA_H_
+#define FASTCLIP_CUDA_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FASTCLIP_CUDA_ABI_VERSION 1
+
+#if defined(__GNUC__)
+#define FASTCLIP_CUDA_API __attribute__((visibility("default")))
+#else
+#define FASTCLIP_CUDA_API
+#endif
+
+enum {
+  FASTCLIP_CUDA_OK = 0,
+  FASTCLIP_CUDA_TOO_LARGE = -1,      // more than 2^32 - 1 tiles of 16 KiB
+  FASTCLIP_CUDA_BAD_DTYPE = -2,      // a tag that is not one of FASTCLIP_CUDA_FLOAT32 ..
+  FASTCLIP_CUDA_MISALIGNED = -3,     // a pointer that is not a multiple of its element size
+  FASTCLIP_CUDA_BAD_NORM_TYPE = -4,  // not p > 0 or inf
+  FASTCLIP_CUDA_NO_MEMORY = -5       // the host is out of memory
+};
+
+enum {
+  FASTCLIP_CUDA_FLOAT32 = 0,
+  FASTCLIP_CUDA_FLOAT64 = 1,
+  FASTCLIP_CUDA_BFLOAT16 = 2,
+  FASTCLIP_CUDA_FLOAT16 = 3
+};
+
+// One tensor's dense memory. An empty one may have any pointer.
+typedef struct {
+  void* data;
+  int64_t numel;
+  uint8_t dtype;
+} FastclipCudaSpan;
+
+// What every operation needs. The spans are read before the call returns; their memory and the workspace
+// must stay allocated until the stream has done the work, as with any kernel launch.
+typedef struct {
+  const FastclipCudaSpan* spans;
+  int64_t num_spans;
+  int device;
+  void* stream;     // cudaStream_t, on `device`; may be capturing a graph
+  void* workspace;  // device memory of fastclip_cuda_workspace_bytes(), 16-byte aligned, contents free
+} FastclipCudaCall;
+
+FASTCLIP_CUDA_API int fastclip_cuda_abi_version(void);
+// A static string; never NULL.
+FASTCLIP_CUDA_API const char* fastclip_cuda_message(int status);
+FASTCLIP_CUDA_API int fastclip_cuda_device_count(int* count);
+// 0 if the kernels can run on the device: driver new enough, architecture compiled in.
+FASTCLIP_CUDA_API int fastclip_cuda_probe(int device);
+FASTCLIP_CUDA_API int fastclip_cuda_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes);
+
+// The p-norm of all elements together (norm_type: p > 0 or inf), as float32 or float64 as `norm_dtype`
+// says, and the coefficient min(1, max_norm / (norm + 1e-6)). One launch; every byte is read once.
+FASTCLIP_CUDA_API int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type,
+                                               double max_norm, int norm_dtype, void* total_norm,
+                                               double* coefficient);
+// total_norm, then scale by the coefficient. Two launches; one if max_norm is inf.
+FASTCLIP_CUDA_API int fastclip_cuda_clip_grad_norm(const FastclipCudaCall* call, double norm_type,
+                                                   double max_norm, int norm_dtype, void* total_norm);
+// Multiplies every span by *coefficient. One launch, which writes nothing if the coefficient is 1.
+FASTCLIP_CUDA_API int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficient);
+// Multiplies every span by min(1, max_norm / (*total_norm + 1e-6)). One launch, likewise.
+FASTCLIP_CUDA_API int fastclip_cuda_clip_grads_with_norm(const FastclipCudaCall* call, double max_norm,
+                                                         int norm_dtype, const void* total_norm);
+// The p-norm of each span: num_spans values of `norm_dtype`. Two launches.
+FASTCLIP_CUDA_API int fastclip_cuda_norms(const FastclipCudaCall* call, double norm_type, int norm_dtype,
+                                          void* norms);
+// How many elements of each span are nan and how many infinite: num_spans pairs. Two launches.
+FASTCLIP_CUDA_API int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts);
+// Clamps every element to [-limit, limit]; limit is not nan. One launch, which writes 16-byte words with an
+// element outside only.
+FASTCLIP_CUDA_API int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // FASTCLIP_CUDA_H_

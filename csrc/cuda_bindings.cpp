@@ -1,0 +1,152 @@
+// Python's view of the CUDA library: a list of tensors is read once, Python then allocates what the kernels
+// write (so that torch's allocator knows of it, in streams and in graph captures) and passes addresses in.
+//
+// As in bindings.cpp, a string is the reason why these tensors are not for the library.
+#include "cuda_bindings.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+
+#include "cuda_bridge.h"
+
+namespace py = pybind11;
+
+namespace fastclip {
+namespace {
+
+void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+int norm_dtype(bool is_float64) { return is_float64 ? FASTCLIP_CUDA_FLOAT64 : FASTCLIP_CUDA_FLOAT32; }
+
+int num_cuda_devices() {
+  int count = 0;
+  return CudaLibrary::get().device_count(&count) == FASTCLIP_CUDA_OK ? count : 0;
+}
+
+// Returns an empty string, or why the kernels cannot run on the device.
+std::string probe_cuda(int device) {
+  const int status = CudaLibrary::get().probe(device);
+  return status == FASTCLIP_CUDA_OK ? "" : CudaLibrary::get().message(status);
+}
+
+// Tensors on one CUDA device, held while this object lives.
+class CudaTensors {
+ public:
+  // Returns a CudaTensors, or the reason why there is none.
+  static py::object collect(const py::list& list, bool of_gradients) {
+    auto tensors = std::make_unique<CudaTensors>();
+    const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
+    switch (tensors->list_.collect(list.ptr(), source, dlpack::kCuda)) {
+      case TensorList::Outcome::kPythonError:
+        throw py::error_already_set();
+      case TensorList::Outcome::kDeclined:
+        return py::str(tensors->list_.reason());
+      case TensorList::Outcome::kOk:
+        break;
+    }
+    return py::cast(std::move(tensors));
+  }
+
+  size_t size() const { return list_.spans().size(); }
+  int device() const { return list_.device().id; }
+  bool has_empty() const { return list_.has_empty(); }
+  bool has_float64() const { return list_.has_float64(); }
+  const std::vector<int64_t>& positions() const { return list_.positions(); }
+
+  bool has_lazy_negation() const {
+    const bool negated = list_.has_lazy_negation();
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return negated;
+  }
+
+  py::tuple tensors() const {
+    py::tuple result(size());
+    for (size_t i = 0; i < size(); ++i) result[i] = py::handle(list_.tensors()[i]);
+    return result;
+  }
+
+  int64_t workspace_bytes() const {
+    int64_t nbytes = 0;
+    const auto num_spans = static_cast<int64_t>(size());
+    reason_of(CudaLibrary::get().workspace_bytes(device(), num_spans, &nbytes));
+    return nbytes;
+  }
+
+  std::string total_norm(double p, double max_norm, uintptr_t norm, uintptr_t coefficient,
+                         uintptr_t workspace) const {
+    const auto call = cuda_call(list_, pointer(workspace));
+    return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, norm_dtype(has_float64()),
+                                                   pointer(norm),
+                                                   static_cast<double*>(pointer(coefficient))));
+  }
+
+  std::string clip_grad_norm(double max_norm, double p, uintptr_t norm, uintptr_t workspace) const {
+    const auto call = cuda_call(list_, pointer(workspace));
+    return reason_of(
+        CudaLibrary::get().clip_grad_norm(&call, p, max_norm, norm_dtype(has_float64()), pointer(norm)));
+  }
+
+  std::string scale(uintptr_t coefficient) const {
+    const auto call = cuda_call(list_, nullptr);
+    return reason_of(CudaLibrary::get().scale(&call, static_cast<double*>(pointer(coefficient))));
+  }
+
+  std::string clip_grads_with_norm(double max_norm, uintptr_t norm, bool norm_is_float64) const {
+    const auto call = cuda_call(list_, nullptr);
+    return reason_of(
+        CudaLibrary::get().clip_grads_with_norm(&call, max_norm, norm_dtype(norm_is_float64), pointer(norm)));
+  }
+
+  std::string norms(double p, uintptr_t norms, uintptr_t workspace) const {
+    const auto call = cuda_call(list_, pointer(workspace));
+    return reason_of(CudaLibrary::get().norms(&call, p, norm_dtype(has_float64()), pointer(norms)));
+  }
+
+  std::string count_nonfinite(uintptr_t counts, uintptr_t workspace) const {
+    const auto call = cuda_call(list_, pointer(workspace));
+    return reason_of(CudaLibrary::get().count_nonfinite(&call, static_cast<int64_t*>(pointer(counts))));
+  }
+
+  std::string clamp(double limit) const {
+    const auto call = cuda_call(list_, nullptr);
+    return reason_of(CudaLibrary::get().clamp(&call, limit));
+  }
+
+ private:
+  TensorList list_;
+};
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  using namespace pybind11::literals;
+  m.def("load_cuda_library", &CudaLibrary::load, "path"_a,
+        "Load libfastclip_cuda; returns why it cannot be used, or an empty string.");
+  m.def("num_cuda_devices", &num_cuda_devices, "Devices that the loaded library sees.");
+  m.def("probe_cuda", &probe_cuda, "device"_a,
+        "Why the loaded library cannot run on a device, or an empty string.");
+  py::class_<CudaTensors>(m, "CudaTensors")
+      .def_static("collect", &CudaTensors::collect, "list"_a, "of_gradients"_a,
+                  "CudaTensors, or why the list is not for the library.")
+      .def("__len__", &CudaTensors::size)
+      .def_property_readonly("device", &CudaTensors::device)
+      .def_property_readonly("has_empty", &CudaTensors::has_empty)
+      .def_property_readonly("has_float64", &CudaTensors::has_float64)
+      .def_property_readonly("positions", &CudaTensors::positions)
+      .def_property_readonly("tensors", &CudaTensors::tensors)
+      .def_property_readonly("workspace_bytes", &CudaTensors::workspace_bytes)
+      .def("has_lazy_negation", &CudaTensors::has_lazy_negation)
+      .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "norm"_a, "coefficient"_a,
+           "workspace"_a)
+      .def("clip_grad_norm", &CudaTensors::clip_grad_norm, "max_norm"_a, "p"_a, "norm"_a, "workspace"_a)
+      .def("scale", &CudaTensors::scale, "coefficient"_a)
+      .def("clip_grads_with_norm", &CudaTensors::clip_grads_with_norm, "max_norm"_a, "norm"_a,
+           "norm_is_float64"_a)
+      .def("norms", &CudaTensors::norms, "p"_a, "norms"_a, "workspace"_a)
+      .def("count_nonfinite", &CudaTensors::count_nonfinite, "counts"_a, "workspace"_a)
+      .def("clamp", &CudaTensors::clamp, "limit"_a);
+}
+
+}  // namespace fastclip

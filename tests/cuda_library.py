@@ -1,0 +1,205 @@
+"""libfastclip_cuda without a GPU: csrc/cuda compiled for the CPU over `cuda_emulation`, driven by ctypes."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parent / "csrc" / "cuda"
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ITEM_SIZES = {dtype: torch.empty(0, dtype=dtype).element_size() for dtype in DTYPES}
+POISON = 0x5A
+
+
+class Span(ctypes.Structure):
+    """FastclipCudaSpan."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("numel", ctypes.c_int64), ("dtype", ctypes.c_uint8))
+
+
+class Call(ctypes.Structure):
+    """FastclipCudaCall."""
+
+    _fields_ = (
+        ("spans", ctypes.POINTER(Span)),
+        ("num_spans", ctypes.c_int64),
+        ("device", ctypes.c_int),
+        ("stream", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+    )
+
+
+def byref(call: Call) -> object:
+    return ctypes.byref(call)
+
+
+def double(value: float) -> ctypes.c_double:
+    return ctypes.c_double(value)
+
+
+def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class CudaError(Exception):
+    """A status other than 0, as its message."""
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler, or None if there is none that knows `_Float16`."""
+    found = shutil.which("g++")
+    if found is None:
+        return None
+    probe = subprocess.run(
+        [found, "-x", "c++", "-fsyntax-only", "-"], input="_Float16 x;", text=True, capture_output=True
+    )
+    return found if probe.returncode == 0 else None
+
+
+@functools.cache
+def built() -> Library:
+    """Compile the library for the CPU, once per test run, and load it."""
+    folder = Path(tempfile.mkdtemp(prefix="fastclip_cuda_"))
+    atexit.register(shutil.rmtree, folder)
+    library = folder / "libfastclip_cuda_emulated.so"
+    emulation = HERE / "cuda_emulation"
+    sources = [*sorted(SOURCES.glob("*.cu")), *sorted(SOURCES.glob("*.cpp")), emulation / "emulation.cpp"]
+    flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, sources)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return Library(library)
+
+
+class Library:
+    """The C interface on CPU tensors; every call may choose its device and stream."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.c = ctypes.CDLL(str(path))
+        self.c.fastclip_cuda_message.restype = ctypes.c_char_p
+        self.device = 0
+        self.stream = 1
+
+    def spans(self, tensors: Sequence[torch.Tensor]) -> ctypes.Array[Span]:
+        listed = [Span(t.data_ptr(), t.numel(), DTYPES[t.dtype]) for t in tensors]
+        return (Span * len(listed))(*listed)
+
+    def call(self, tensors: Sequence[torch.Tensor]) -> Call:
+        nbytes = ctypes.c_int64()
+        self.check(
+            self.c.fastclip_cuda_workspace_bytes(
+                self.device, ctypes.c_int64(len(tensors)), ctypes.byref(nbytes)
+            )
+        )
+        # One byte more than asked for, which must survive.
+        self.workspace = torch.full((nbytes.value + 1,), POISON, dtype=torch.uint8)
+        return Call(self.spans(tensors), len(tensors), self.device, self.stream, self.workspace.data_ptr())
+
+    def check(self, status: int) -> None:
+        if status != 0:
+            raise CudaError(self.c.fastclip_cuda_message(status).decode())
+
+    def finish(self, status: int) -> None:
+        self.check(status)
+        assert self.workspace[-1] == POISON, "a kernel wrote behind its workspace"
+
+    def total_norm(
+        self, tensors: Sequence[torch.Tensor], norm_type: float = 2.0, max_norm: float = 1.0
+    ) -> tuple[torch.Tensor, float]:
+        norm = _poisoned(tensors, ())
+        coefficient = ctypes.c_double(float("nan"))
+        self.finish(
+            self.c.fastclip_cuda_total_norm(
+                ctypes.byref(self.call(tensors)),
+                ctypes.c_double(norm_type),
+                ctypes.c_double(max_norm),
+                DTYPES[norm.dtype],
+                pointer(norm),
+                ctypes.byref(coefficient),
+            )
+        )
+        return norm, coefficient.value
+
+    def clip_grad_norm(
+        self, tensors: Sequence[torch.Tensor], max_norm: float, norm_type: float = 2.0
+    ) -> torch.Tensor:
+        norm = _poisoned(tensors, ())
+        self.finish(
+            self.c.fastclip_cuda_clip_grad_norm(
+                ctypes.byref(self.call(tensors)),
+                ctypes.c_double(norm_type),
+                ctypes.c_double(max_norm),
+                DTYPES[norm.dtype],
+                pointer(norm),
+            )
+        )
+        return norm
+
+    def scale(self, tensors: Sequence[torch.Tensor], coefficient: float) -> None:
+        value = ctypes.c_double(coefficient)
+        self.finish(self.c.fastclip_cuda_scale(ctypes.byref(self.call(tensors)), ctypes.byref(value)))
+
+    def clip_grads_with_norm(
+        self, tensors: Sequence[torch.Tensor], max_norm: float, norm: torch.Tensor
+    ) -> None:
+        self.finish(
+            self.c.fastclip_cuda_clip_grads_with_norm(
+                ctypes.byref(self.call(tensors)),
+                ctypes.c_double(max_norm),
+                DTYPES[norm.dtype],
+                pointer(norm),
+            )
+        )
+
+    def norms(self, tensors: Sequence[torch.Tensor], norm_type: float = 2.0) -> torch.Tensor:
+        norms = _poisoned(tensors, (len(tensors),))
+        self.finish(
+            self.c.fastclip_cuda_norms(
+                ctypes.byref(self.call(tensors)),
+                ctypes.c_double(norm_type),
+                DTYPES[norms.dtype],
+                pointer(norms),
+            )
+        )
+        return norms
+
+    def count_nonfinite(self, tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+        counts = torch.full((len(tensors), 2), -1, dtype=torch.int64)
+        self.finish(self.c.fastclip_cuda_count_nonfinite(ctypes.byref(self.call(tensors)), pointer(counts)))
+        return [(nan, inf) for nan, inf in counts.tolist()]
+
+    def clamp(self, tensors: Sequence[torch.Tensor], limit: float) -> None:
+        self.finish(self.c.fastclip_cuda_clamp(ctypes.byref(self.call(tensors)), ctypes.c_double(limit)))
+
+    @property
+    def num_launches(self) -> int:
+        return int(self.c.emulation_num_launches())
+
+    @property
+    def num_allocations(self) -> int:
+        return int(self.c.emulation_num_allocations())
+
+    def begin_capture(self) -> None:
+        self.c.emulation_begin_capture(ctypes.c_void_p(self.stream))
+
+    def end_capture(self) -> int:
+        """Return the number of kernels captured."""
+        return int(self.c.emulation_end_capture())
+
+    def replay(self) -> None:
+        self.c.emulation_replay()
+
+
+def _poisoned(tensors: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    wide = any(t.dtype == torch.float64 for t in tensors)
+    return torch.full(shape, -1.0, dtype=torch.float64 if wide else torch.float32)
