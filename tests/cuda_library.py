@@ -66,8 +66,8 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def built() -> Library:
-    """Compile the library for the CPU, once per test run, and load it."""
+def _compiled() -> tuple[Path, str]:
+    """Compile the library for the CPU, once per test run; return where it should be, and what g++ said."""
     folder = Path(tempfile.mkdtemp(prefix="fastclip_cuda_"))
     atexit.register(shutil.rmtree, folder)
     library = folder / "libfastclip_cuda_emulated.so"
@@ -76,7 +76,15 @@ def built() -> Library:
     flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
     command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, sources)]
-    subprocess.run([*command, "-o", str(library)], check=True)
+    done = subprocess.run([*command, "-o", str(library)], text=True, capture_output=True)
+    return library, done.stderr
+
+
+@functools.cache
+def built() -> Library:
+    """Return the library, compiled for the CPU and loaded."""
+    library, said = _compiled()
+    assert library.exists(), said
     return Library(library)
 
 

@@ -67,7 +67,8 @@ void yield() {
   if (_setjmp(running.fibers[thread.x].place) == 0) _longjmp(running.scheduler, 1);
 }
 
-void resume(Fiber& fiber) {
+// These two in frames of their own, so that their callers' variables are not lost in a jump.
+__attribute__((noinline)) void resume(Fiber& fiber) {
   if (_setjmp(running.scheduler) != 0) return;
   if (fiber.entered) _longjmp(fiber.place, 1);
   fiber.entered = true;
@@ -89,16 +90,17 @@ void run_thread() {
   yield();
 }
 
+__attribute__((noinline)) void prepare(Fiber& fiber) {
+  fiber.done = fiber.entered = false;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.data();
+  fiber.context.uc_stack.ss_size = fiber.stack.size();
+  makecontext(&fiber.context, run_thread, 0);
+}
+
 void run_block(const Launch& launch) {
   running.launch = &launch;
-  for (unsigned i = 0; i < launch.num_threads; ++i) {
-    Fiber& fiber = running.fibers[i];
-    fiber.done = fiber.entered = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    makecontext(&fiber.context, run_thread, 0);
-  }
+  for (unsigned i = 0; i < launch.num_threads; ++i) prepare(running.fibers[i]);
   for (bool any = true; any;) {
     any = false;
     for (unsigned i = 0; i < launch.num_threads; ++i) {
