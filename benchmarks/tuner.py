@@ -130,17 +130,8 @@ def measure_jobs() -> dict[str, float]:
     space = {**SPACE, "lr": Float(0.01, 0.05, log=True)}
     seconds = []
     for n_jobs in (1, 2):
-        tuner = TunerCV(
-            cnn,
-            space,
-            sampler="random",
-            cv=2,
-            n_trials=8,
-            max_epochs=15,
-            n_jobs=n_jobs,
-            refit=False,
-            explosion=RULE,
-        )
+        options = {"sampler": "random", "cv": 2, "n_trials": 24, "max_epochs": 15, "explosion": RULE}
+        tuner = TunerCV(cnn, space, n_jobs=n_jobs, refit=False, **options)
         started = time.perf_counter()
         tuner.fit(data)
         seconds.append(time.perf_counter() - started)
