@@ -125,8 +125,12 @@ class TestPage:
     def test_failing_leaves_the_old_file(self, run, tmp_path, monkeypatch):
         path = tmp_path / "report.html"
         path.write_text("old")
-        monkeypatch.setattr(writing, "next_steps", lambda view: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+
+        def fail(handle):
+            raise OSError("no space left")
+
+        monkeypatch.setattr("fastclip.tuner.files.os.fsync", fail)
+        with pytest.raises(OSError, match="no space left"):
             write_report(StudyView.open(run), path)
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
