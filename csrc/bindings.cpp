@@ -54,13 +54,19 @@ std::string collect(TensorList& tensors, const py::list& list, TensorList::Sourc
 // Tells autograd which tensors have changed, as an in-place operation of torch would.
 template <class Changed>
 void increment_versions(const TensorList& tensors, Changed changed) {
-  const size_t size = tensors.tensors().size();
-  py::tuple written(size);
-  size_t count = 0;
-  for (size_t i = 0; i < size; ++i) {
-    if (changed(i)) written[count++] = py::handle(tensors.tensors()[i]);
+  std::vector<PyObject*> written;
+  written.reserve(tensors.tensors().size());
+  for (size_t i = 0; i < tensors.tensors().size(); ++i) {
+    if (changed(i)) written.push_back(tensors.tensors()[i]);
   }
-  if (count > 0) (*g_increment_version)(written[py::slice(0, static_cast<py::ssize_t>(count), 1)]);
+  if (written.empty()) return;
+  const auto arguments =
+      py::reinterpret_steal<py::tuple>(PyTuple_New(static_cast<Py_ssize_t>(written.size())));
+  if (!arguments) throw py::error_already_set();
+  for (size_t i = 0; i < written.size(); ++i) {
+    PyTuple_SET_ITEM(arguments.ptr(), static_cast<Py_ssize_t>(i), Py_NewRef(written[i]));
+  }
+  (*g_increment_version)(arguments);
 }
 
 // The norm rounded to the type in which it is returned, which a norm beyond float32 leaves as inf.

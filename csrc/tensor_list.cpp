@@ -10,6 +10,9 @@ TensorTypes g_types;
 
 constexpr int kMaxSortedDims = 16;
 
+// Parameters are scattered over the heap and seldom in cache.
+constexpr Py_ssize_t kPrefetchAhead = 8;
+
 // True if the elements fill their memory without gap or repeat, in any order of the dimensions.
 bool is_dense(const dlpack::Tensor& t) {
   if (t.strides == nullptr) return true;
@@ -163,6 +166,9 @@ TensorList::Outcome TensorList::collect(PyObject* list, Source source, int32_t d
   positions_.reserve(size);
   // `.grad` may be a Python property, so the list may change size meanwhile.
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+    if (i + kPrefetchAhead < PyList_GET_SIZE(list)) {
+      __builtin_prefetch(PyList_GET_ITEM(list, i + kPrefetchAhead));
+    }
     PyObject* item = PyList_GET_ITEM(list, i);
     Py_INCREF(item);
     PyObject* tensor = item;

@@ -61,8 +61,12 @@ class TorchPatch:
                 self._replace_in(module, replacements)
 
     def _replace_in(self, module: ModuleType, replacements: dict[Callable[..., Any], Any]) -> None:
+        # Not isinstance, which asks a lazy or deprecated object for its __class__ and may wake it.
         for name, value in list(vars(module).items()):
-            if isinstance(value, _FUNCTION) and value in replacements:
+            # torch.nn.utils.get_total_norm is the private helper itself under another name.
+            if module is torch.nn.utils.clip_grad and name.startswith("_"):
+                continue
+            if type(value) is _FUNCTION and value in replacements:
                 self._replaced.append((module, name, value))
                 setattr(module, name, replacements[value])
 

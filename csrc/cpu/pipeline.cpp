@@ -61,7 +61,7 @@ bool overlap(const std::vector<Span>& spans) {
     const char* begin = static_cast<const char*>(span.data);
     if (span.numel > 0) ranges.emplace_back(begin, begin + span.nbytes());
   }
-  std::sort(ranges.begin(), ranges.end());
+  if (!std::is_sorted(ranges.begin(), ranges.end())) std::sort(ranges.begin(), ranges.end());
   for (size_t i = 1; i < ranges.size(); ++i) {
     if (ranges[i].first < ranges[i - 1].second) return true;
   }

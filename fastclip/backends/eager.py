@@ -22,6 +22,10 @@ from fastclip.reference import NORM_EPSILON
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 _PLAIN_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _WITHOUT_FLOAT64 = ("mps", "xpu")
+# log2 of the smallest positive number or of the largest, whichever is farther from 0.
+_EXPONENT_BITS = {torch.float32: 149, torch.float64: 1074, torch.bfloat16: 133, torch.float16: 24}
+# As many terms as 2^63 still leave room in the 1022 below which float64 is normal.
+_FLOAT64_EXPONENT_BITS = 950
 
 
 def unavailable_reason() -> str | None:
@@ -87,10 +91,7 @@ def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
     if not grads:
         return torch.empty(0)
     with torch.no_grad():
-        norms = [
-            torch.linalg.vector_norm(g, norm_type, dtype=_wide_dtype(g)) if g.numel() else g.new_zeros(())
-            for g in grads
-        ]
+        norms = [_tensor_norm(g, norm_type) if g.numel() else g.new_zeros(()) for g in grads]
         stacked = torch.stack([n.to(grads[0].device, _wide_dtype(grads[0])) for n in norms])
         return stacked.to(_returned_dtype(grads))
 
@@ -154,15 +155,42 @@ def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) ->
         return torch.tensor(0.0)
     norms: list[Tensor] = []
     for group in _groups(tensors):
-        dtype = _wide_dtype(group[0])
-        if _use_foreach(group, foreach):
-            norms.extend(torch._foreach_norm(group, norm_type, dtype=dtype))
+        if _use_foreach(group, foreach) and not _may_leave_float64(group[0].dtype, norm_type):
+            norms.extend(torch._foreach_norm(group, norm_type, dtype=_wide_dtype(group[0])))
         else:
-            norms.extend(torch.linalg.vector_norm(g, norm_type, dtype=dtype) for g in group)
+            norms.extend(_tensor_norm(g, norm_type) for g in group)
     first = tensors[0]
     stacked = torch.stack([n.to(first.device, _wide_dtype(first)) for n in norms])
+    if any(_may_leave_float64(t.dtype, norm_type) for t in tensors):
+        return _scaled_norm(stacked, norm_type)
     total: Tensor = torch.linalg.vector_norm(stacked, norm_type)
     return total
+
+
+def _may_leave_float64(dtype: torch.dtype, norm_type: float) -> bool:
+    """Whether |x|^p of a finite x that is not 0 can over- or underflow in float64."""
+    return 1.0 < norm_type < math.inf and norm_type * _EXPONENT_BITS.get(dtype, 0) > _FLOAT64_EXPONENT_BITS
+
+
+def _tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
+    """Return the norm of one tensor in the wide dtype."""
+    dtype = _wide_dtype(tensor)
+    if _may_leave_float64(tensor.dtype, norm_type):
+        return _scaled_norm(tensor.to(dtype), norm_type)
+    norm: Tensor = torch.linalg.vector_norm(tensor, norm_type, dtype=dtype)
+    return norm
+
+
+def _scaled_norm(tensor: Tensor, norm_type: float) -> Tensor:
+    """Return the p-norm with the elements scaled by a power of two near the largest; reads three times."""
+    if tensor.numel() == 0:
+        return tensor.new_zeros(())
+    largest = torch.linalg.vector_norm(tensor, math.inf)
+    # Half the exponent twice: the inverse of the smallest subnormal is itself out of range.
+    half_exponent = (largest.log2() / 2).floor()
+    factor = torch.where((largest > 0) & largest.isfinite(), torch.exp2(-half_exponent), 1.0)
+    norm: Tensor = torch.linalg.vector_norm(tensor * factor * factor, norm_type) / factor / factor
+    return norm
 
 
 def _coefficient(max_norm: float, norm: Tensor) -> Tensor:

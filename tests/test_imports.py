@@ -1,0 +1,159 @@
+"""What `import fastclip` loads, and the only direction imports may take."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fastclip
+from fastclip.backends import cpu
+
+PACKAGE = Path(fastclip.__file__).parent
+
+FORBIDDEN = (
+    *("triton", "optuna", "sklearn", "matplotlib", "click", "rich", "ray", "pandas", "scipy"),
+    *(
+        "fastclip.tuner",
+        "fastclip.bench",
+        "fastclip.demo",
+        "fastclip.cli",
+        "fastclip.optim",
+        "fastclip.kernels",
+    ),
+)
+
+# What lies under each layer, highest first; a module may import its own layer and those below.
+LAYERS = (
+    ("cli",),
+    ("demo",),
+    ("bench",),
+    ("tuner",),
+    ("optim",),
+    ("strategies",),
+    ("patch",),
+    ("clip_grad", "norms"),
+    ("distributed",),
+    ("backends",),
+    ("kernels", "_C"),
+    ("reference",),
+    ("errors", "_version"),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def loaded_by(statement: str) -> tuple[set[str], str]:
+    """Modules that a fresh interpreter has after `statement`, and what it printed."""
+    code = f"import sys\n{statement}\nsys.stderr.write('\\n'.join(['MODULES', *sys.modules]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    printed, _, modules = done.stderr.partition("MODULES")
+    return set(modules.split()), done.stdout + printed
+
+
+def forbidden_in(modules: set[str]) -> set[str]:
+    return {m for m in modules if m in FORBIDDEN or any(m.startswith(f + ".") for f in FORBIDDEN)}
+
+
+def test_import_loads_nothing_heavy_but_torch() -> None:
+    modules, printed = loaded_by("import fastclip")
+    assert forbidden_in(modules) == set()
+    assert {"torch", "fastclip.clip_grad"} <= modules
+    assert printed == ""
+
+
+def test_the_boundary_is_seen_to_be_crossed() -> None:
+    """The test of the test above: a module that loads what it may not is found out."""
+    modules, printed = loaded_by("import fastclip, fastclip.bench\nprint('noise')")
+    assert "fastclip.bench" in forbidden_in(modules)
+    assert printed == "noise\n"
+
+
+def module_name(path: Path, package: Path) -> str:
+    parts = ("fastclip", *path.relative_to(package).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The layers of fastclip that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "fastclip" and rest.partition(".")[0] in RANK:
+                yield rest.partition(".")[0]
+
+
+def upward_imports(package: Path) -> list[str]:
+    """Every import that goes against the layers."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        layer = [*module_name(path, package).split("."), ""][1]
+        if layer == "":
+            continue  # fastclip/__init__.py re-exports
+        found += [f"{layer} -> {target}" for target in imports_of(path) if RANK[target] < RANK[layer]]
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    names = {
+        p.stem if p.is_file() else p.name
+        for p in PACKAGE.iterdir()
+        if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert names - {"__init__"} <= set(RANK)
+
+
+def test_imports_go_down() -> None:
+    assert upward_imports(PACKAGE) == []
+
+
+def test_an_upward_import_is_found(tmp_path: Path) -> None:
+    copy = tmp_path / "fastclip"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    with (copy / "backends" / "eager.py").open("a") as file:
+        file.write("\ndef late():\n    from fastclip import clip_grad\n    return clip_grad\n")
+    assert upward_imports(copy) == ["backends -> clip_grad"]
+
+
+def test_public_names_are_those_that_all_lists() -> None:
+    assert sorted(fastclip.__all__) == fastclip.__all__ or set(fastclip.__all__) <= set(dir(fastclip))
+    assert all(getattr(fastclip, name).__doc__ or name == "__version__" for name in fastclip.__all__)
+
+
+@pytest.mark.skipif(cpu._C is None, reason="needs the C++ extension")
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_extension_is_linked_to_neither_torch_nor_openmp() -> None:
+    def readelf(option: str) -> str:
+        return subprocess.run(
+            ["readelf", "--wide", option, cpu._C.__file__], capture_output=True, text=True, check=True
+        ).stdout
+
+    needed = [line for line in readelf("--dynamic").splitlines() if "(NEEDED)" in line]
+    assert needed
+    assert not [
+        line for line in needed if any(name in line for name in ("torch", "c10", "gomp", "iomp", "omp5"))
+    ]
+    undefined = [line for line in readelf("--dyn-syms").splitlines() if " UND " in line]
+    assert undefined
+    assert not [
+        line for line in undefined if any(name in line for name in ("c10", "torch", "aten", "THPVariable"))
+    ]
+    defined = [
+        line.split()[-1]
+        for line in readelf("--dyn-syms").splitlines()
+        if " GLOBAL " in line and " UND " not in line
+    ]
+    assert [name for name in defined if not name.startswith("_ZSt")] == ["PyInit__C"]
