@@ -1,0 +1,247 @@
+"""Studies described in TOML.
+
+    [study]                       # arguments of TunerCV, and `name`
+    name = "digits"
+    n_trials = 30
+    max_epochs = 10
+    sampler = "tpe"
+    seed = 0
+
+    [model]
+    factory = "my_package.models:make_cnn"       # function of the parameters -> torch module
+
+    [data]
+    source = "sklearn.datasets:load_digits"      # function -> Dataset, (X, y) or (X, y, groups)
+    return_X_y = true                            # every other key is an argument of it
+
+    [cv]                          # one of: folds = 5, test_size = 0.2, or a splitter and its arguments
+    splitter = "StratifiedKFold"
+    n_splits = 3
+
+    [explosion]                   # fields of ExplosionRule
+    loss_factor = 3.0
+
+    [space]                       # a range, choices, or a fixed value; "none" stands for None
+    lr = { low = 1e-3, high = 1.0, log = true }  # whole bounds make an integer dimension
+    max_norm = { choices = ["none", 0.25, 1.0] }
+    momentum = 0.9
+
+Splitters are `RouletteWheelSplit` and the classes of sklearn.model_selection. References are `module:name`;
+the directory of the file and the working directory are searched too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import sklearn.model_selection
+
+from fastclip.tuner.errors import ConfigError
+from fastclip.tuner.explosion import ExplosionRule
+from fastclip.tuner.roulette import RouletteWheelSplit
+from fastclip.tuner.spaces import Choice, Float, Int
+from fastclip.tuner.tuner_cv import TunerCV
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STUDY_KEYS = (
+    *(
+        "name",
+        "n_trials",
+        "timeout",
+        "max_epochs",
+        "patience",
+        "target",
+        "sampler",
+        "pruner",
+        "scoring",
+        "refit",
+    ),
+    *("n_jobs", "executor", "devices", "threads", "hang_timeout", "storage", "stale_after", "seed"),
+)
+RANGE_KEYS = ("low", "high", "log", "step")
+SECTIONS = ("study", "model", "data", "cv", "explosion", "space")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A search that is ready to run."""
+
+    tuner: TunerCV
+    data: Any
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a TOML file, apply `section.key=value` or `parameter.key=value`, and check every key.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a key is unknown.
+    """
+    try:
+        with open(path, "rb") as file:
+            config = tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"read_config: {path} does not exist; expected a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"read_config: {path} is no TOML: {error}.") from None
+    for override in overrides:
+        _override(config, override)
+    check_keys(config)
+    return config
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an unknown section or key, or a missing one."""
+    _check_names("section", config, SECTIONS)
+    for section, value in config.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"check_keys: [{section}] is {value!r}; expected a table.")
+    _check_names("key of [study]", config.get("study", {}), STUDY_KEYS)
+    _check_names("key of [model]", config.get("model", {}), ("factory",))
+    _check_names(
+        "key of [explosion]", config.get("explosion", {}), [field.name for field in fields(ExplosionRule)]
+    )
+    for section, key in (("model", "factory"), ("data", "source")):
+        if key not in config.get(section, {}):
+            raise ConfigError(
+                f"check_keys: [{section}] {key} is missing; expected a reference 'module:name'."
+            )
+    if not config.get("space"):
+        raise ConfigError("check_keys: [space] is missing or empty; expected at least one parameter.")
+
+
+def build(
+    config: Mapping[str, Any], *, output_dir: str | Path | None = None, resume: bool = False, **options: Any
+) -> Experiment:
+    """Turn a configuration into a `TunerCV` and its data.
+
+    Args:
+        config: What `read_config` returned.
+        output_dir: As in `TunerCV`.
+        resume: As in `TunerCV`.
+        options: Further arguments of `TunerCV`, which take precedence.
+
+    Raises:
+        ConfigError: a reference cannot be imported, or a value does not fit; the message names the key.
+    """
+    study = dict(config.get("study", {}))
+    if "name" in study:
+        study["study_name"] = study.pop("name")
+    rule = _call("[explosion]", ExplosionRule, config.get("explosion", {}))
+    data = dict(config["data"])
+    source = resolve_reference("[data] source", data.pop("source"))
+    tuner = TunerCV(
+        resolve_reference("[model] factory", config["model"]["factory"]),
+        {name: _entry(name, value) for name, value in config["space"].items()},
+        **{
+            **study,
+            "cv": _splitter(config.get("cv", {})),
+            "explosion": rule,
+            "output_dir": output_dir,
+            "resume": resume,
+            **options,
+        },
+    )
+    return Experiment(tuner, _call("[data]", source, data))
+
+
+def resolve_reference(key: str, reference: Any) -> Any:
+    """Import `module:name`.
+
+    Raises:
+        ConfigError: no such module or name.
+    """
+    module, _, name = str(reference).partition(":")
+    if not module or not name:
+        raise ConfigError(f"resolve_reference: {key} is {reference!r}; expected 'module:name'.")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"resolve_reference: {key} = {reference!r} cannot be imported: {error}.") from error
+
+
+def _override(config: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"read_config: --set {override!r}; expected key=value, such as lr.high=0.1.")
+    if parts[0] not in SECTIONS:
+        parts = ["space", *parts]
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = config
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"read_config: --set {override!r}: {part} is {table!r}; expected a table to set a key of."
+            )
+    table[parts[-1]] = value
+
+
+def _check_names(what: str, found: Iterable[str], known: Sequence[str]) -> None:
+    for name in found:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"check_keys: {name!r} is no {what}; expected one of {', '.join(known)}.{hint}")
+
+
+def _entry(name: str, value: Any) -> Any:
+    """Return a dimension or a fixed value of the space."""
+    if not isinstance(value, Mapping):
+        return _none(value)
+    if "choices" in value:
+        _check_names(f"key of space.{name}", value, ("choices",))
+        return _call(f"space.{name}", Choice, {"options": [_none(option) for option in value["choices"]]})
+    _check_names(f"key of space.{name}", value, RANGE_KEYS)
+    if "low" not in value or "high" not in value:
+        raise ConfigError(f"build: space.{name} = {dict(value)}; expected low and high, or choices.")
+    is_whole = isinstance(value["low"], int) and isinstance(value["high"], int)
+    return _call(f"space.{name}", Int if is_whole else Float, value)
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+def _splitter(section: Mapping[str, Any]) -> Any:
+    if not section:
+        return 5
+    if "splitter" not in section:
+        _check_names("key of [cv]", section, ("folds", "test_size", "splitter"))
+        if len(section) != 1:
+            raise ConfigError("build: [cv] has both folds and test_size; expected one of them.")
+        return next(iter(section.values()))
+    arguments = {name: value for name, value in section.items() if name != "splitter"}
+    name = section["splitter"]
+    kind = (
+        RouletteWheelSplit
+        if name == RouletteWheelSplit.__name__
+        else getattr(sklearn.model_selection, name, None)
+    )
+    if not (inspect.isclass(kind) and hasattr(kind, "split")):
+        raise ConfigError(
+            f"build: [cv] splitter = {name!r}; expected RouletteWheelSplit or a splitter of "
+            "sklearn.model_selection."
+        )
+    return _call("[cv]", kind, arguments)
+
+
+def _call(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"build: {key}: {error}") from error

@@ -1,0 +1,125 @@
+"""Where folds run. An executor takes tasks and gives results; the search never sees how.
+
+To add one, write the four members of `Executor`, train with `folds.run_fold`, and name it in `make_executor`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
+from fastclip.tuner.stepping import EpochRecord
+
+EpochCallback: TypeAlias = Callable[[FoldTask, EpochRecord], bool]
+
+EXECUTORS = ("auto", "inline", "processes")
+
+
+class Executor(Protocol):
+    """Trains folds.
+
+    Attributes:
+        slots: Number of folds that train at the same time.
+    """
+
+    slots: int
+
+    def submit(self, task: FoldTask) -> None:
+        """Take a fold. The caller keeps at most `slots` of them unfinished."""
+
+    def poll(self, timeout: float) -> list[FoldResult]:
+        """Return the folds that finished, waiting at most `timeout` seconds for the first.
+
+        Calls `on_epoch(task, record)` for each epoch, in the caller's thread, and ends the fold as pruned
+        when it returns True. A worker that died or hangs costs its fold: it is tried once more and then
+        given back as `Verdict.KILLED`.
+        """
+
+    def close(self) -> None:
+        """Stop whatever still runs, and wait for its end."""
+
+
+class InlineExecutor:
+    """Trains one fold after the other in the calling process."""
+
+    slots = 1
+
+    def __init__(
+        self, context: FoldContext, device: torch.device, on_epoch: EpochCallback | None = None
+    ) -> None:
+        self._context, self._device, self._on_epoch = context, device, on_epoch
+        self._queue: deque[FoldTask] = deque()
+
+    def submit(self, task: FoldTask) -> None:
+        """Take a fold."""
+        self._queue.append(task)
+
+    def poll(self, timeout: float) -> list[FoldResult]:
+        """Train the next fold to its end."""
+        del timeout
+        task, on_epoch = self._queue.popleft(), self._on_epoch
+        report = None if on_epoch is None else lambda record: on_epoch(task, record)
+        return [run_fold(self._context, task, self._device, on_epoch=report)]
+
+    def close(self) -> None:
+        """Forget what has not started."""
+        self._queue.clear()
+
+
+def make_executor(
+    name: str,
+    context: FoldContext,
+    *,
+    n_jobs: int,
+    devices: Sequence[Any] | None,
+    on_epoch: EpochCallback | None = None,
+    hang_timeout: float = 600.0,
+) -> Executor:
+    """Build an executor.
+
+    Args:
+        name: "inline", "processes", or "auto": inline for one job, spawned processes for more.
+        context: What all folds share.
+        n_jobs: Folds trained at the same time.
+        devices: One device per slot, used in turn when there are fewer; None takes every CUDA device, or
+            the CPU.
+        on_epoch: See `Executor.poll`.
+        hang_timeout: Seconds without a training step after which a worker counts as hung.
+
+    Raises:
+        ValueError: see `check_executor`.
+    """
+    check_executor(name, n_jobs)
+    slots = device_slots(devices, n_jobs)
+    if name == "inline" or (name == "auto" and n_jobs == 1):
+        return InlineExecutor(context, slots[0], on_epoch)
+    from fastclip.tuner.workers import ProcessExecutor
+
+    return ProcessExecutor(context, slots, on_epoch, hang_timeout=hang_timeout)
+
+
+def check_executor(name: str, n_jobs: int) -> None:
+    """Raise ValueError for an unknown name, n_jobs < 1, or several jobs inline."""
+    if name not in EXECUTORS:
+        raise ValueError(
+            f"check_executor: executor={name!r} is unknown; expected one of {', '.join(EXECUTORS)}."
+        )
+    if n_jobs < 1:
+        raise ValueError(f"check_executor: n_jobs={n_jobs}; expected at least 1.")
+    if name == "inline" and n_jobs > 1:
+        raise ValueError(f"check_executor: n_jobs={n_jobs} with executor='inline'; expected n_jobs=1.")
+
+
+def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:
+    """Return the device of each of n_jobs slots."""
+    if devices is None:
+        devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    if isinstance(devices, (str, torch.device)):
+        devices = [devices]
+    if not devices:
+        raise ValueError("device_slots: devices is empty; expected at least one, or None.")
+    return [torch.device(devices[i % len(devices)]) for i in range(n_jobs)]

@@ -1,0 +1,95 @@
+"""Optimizers and learning-rate schedules by name or factory."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name.lower(): kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and kind is not torch.optim.Optimizer
+}
+
+DEFAULT_LR = 0.01
+FINAL_LR_SHARE = 0.01
+
+
+def make_optimizer(model: nn.Module, params: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Build the optimizer that `params` names.
+
+    Reads `optimizer` (a name in torch.optim in any case, default "sgd", or a callable
+    (parameters, **settings) -> Optimizer), `lr`, `momentum` and `weight_decay`. A setting goes only to an
+    optimizer that has it, so that a search may choose between SGD and Adam.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    wanted = params.get("optimizer", "sgd")
+    if isinstance(wanted, str):
+        if wanted.lower() not in OPTIMIZERS:
+            raise ValueError(
+                f"make_optimizer: optimizer={wanted!r} is unknown; expected a callable or one of "
+                f"{', '.join(sorted(OPTIMIZERS))}."
+            )
+        wanted = OPTIMIZERS[wanted.lower()]
+    settings = {"lr": params.get("lr", DEFAULT_LR)}
+    settings |= {name: params[name] for name in ("momentum", "weight_decay") if params.get(name) is not None}
+    accepted = inspect.signature(wanted).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        settings = {name: value for name, value in settings.items() if name in accepted}
+    optimizer: torch.optim.Optimizer = wanted((p for p in model.parameters() if p.requires_grad), **settings)
+    return optimizer
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    max_lr = [group["lr"] for group in optimizer.param_groups]
+    has_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
+    return lr_scheduler.OneCycleLR(
+        optimizer, max_lr, total_steps=total_steps + 1, cycle_momentum=has_momentum
+    )
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], lr_scheduler.LRScheduler]] = {
+    "cosine": lambda optimizer, total_steps: lr_scheduler.CosineAnnealingLR(optimizer, total_steps),
+    "linear": lambda optimizer, total_steps: lr_scheduler.LinearLR(
+        optimizer, 1.0, FINAL_LR_SHARE, total_steps
+    ),
+    "exponential": lambda optimizer, total_steps: lr_scheduler.ExponentialLR(
+        optimizer, FINAL_LR_SHARE ** (1 / total_steps)
+    ),
+    "one_cycle": _one_cycle,
+}
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, scheduler: Any, total_steps: int
+) -> lr_scheduler.LRScheduler | None:
+    """Build a schedule that is stepped after every mini-batch.
+
+    Args:
+        optimizer: Whose rate it sets.
+        scheduler: None or "constant", "cosine" (to 0), "linear" or "exponential" (to 1 % of the rate),
+            "one_cycle", or a callable (optimizer, total_steps) -> LRScheduler.
+        total_steps: Mini-batches in `max_epochs`.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if scheduler is None or scheduler == "constant":
+        return None
+    if callable(scheduler):
+        return scheduler(optimizer, total_steps)  # type: ignore[no-any-return]
+    if scheduler not in SCHEDULERS:
+        raise ValueError(
+            f"make_scheduler: scheduler={scheduler!r} is unknown; expected a callable, constant or one of "
+            f"{', '.join(sorted(SCHEDULERS))}."
+        )
+    return SCHEDULERS[scheduler](optimizer, total_steps)

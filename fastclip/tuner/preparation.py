@@ -1,0 +1,104 @@
+"""Turn the arguments of a study into the context of its folds, and check them before anything starts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from fastclip.tuner.data import TuningData
+from fastclip.tuner.explosion import ExplosionRule
+from fastclip.tuner.files import plain
+from fastclip.tuner.folds import FoldContext, ModelInit
+from fastclip.tuner.metrics import LossFunction, check_scoring, default_loss
+from fastclip.tuner.spaces import Space
+from fastclip.tuner.splits import describe_cv, fingerprint, make_splits, missing_classes
+from fastclip.tuner.training import Objective, StopRule
+
+
+def make_context(
+    model_init: ModelInit,
+    data: TuningData,
+    *,
+    cv: Any,
+    scoring: Any,
+    refit: bool | str,
+    loss: LossFunction | None,
+    max_epochs: int,
+    patience: int | None,
+    target: float | None,
+    explosion: ExplosionRule | None,
+    seed: int,
+    threads: int | str | None,
+    n_jobs: int,
+    caller: str,
+) -> FoldContext:
+    """Return what all folds of a study share.
+
+    Raises:
+        TypeError: model_init is not callable, or an argument has the wrong type.
+        ValueError: an argument is out of range, or every fold is degenerate.
+    """
+    if isinstance(model_init, torch.nn.Module) or not callable(model_init):
+        kind = "module" if isinstance(model_init, torch.nn.Module) else type(model_init).__name__
+        raise TypeError(
+            f"{caller}: model_init is a {kind}; expected a function of the parameters that returns a new "
+            "torch.nn.Module, because every fold trains a fresh one."
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"{caller}: seed={seed!r}; expected an integer >= 0.")
+    splits = make_splits(cv, data, seed)
+    missing = [missing_classes(data, split) for split in splits]
+    if all(missing):
+        raise ValueError(
+            f"{caller}: the training part of every fold lacks classes that its test part has ({missing[0]} "
+            "in fold 0); expected each class in both parts. Use a stratified splitter, or shuffle."
+        )
+    objective = Objective(
+        loss=default_loss if loss is None else loss,
+        scoring=check_scoring(scoring, is_classification=data.is_classification, refit=refit),
+        stop=StopRule(max_epochs, patience, target),
+        rule=ExplosionRule() if explosion is None else explosion,
+    )
+    return FoldContext(model_init, data, splits, objective, seed, resolve_threads(threads, n_jobs, caller))
+
+
+def resolve_threads(threads: int | str | None, n_jobs: int, caller: str) -> int | None:
+    """Return torch's threads per fold."""
+    if threads == "divide":
+        return max(1, torch.get_num_threads() // n_jobs)
+    if threads is None or (isinstance(threads, int) and threads >= 1):
+        return threads
+    raise ValueError(f"{caller}: threads={threads!r}; expected a number of at least 1, 'divide' or None.")
+
+
+def settings_of(
+    context: FoldContext, space: Space, sampler: Any, pruner: Any, cv: Any, threads: int | str | None
+) -> dict[str, Any]:
+    """Return what fixes the results of a study, as JSON would give it back.
+
+    A study is resumed only with equal settings; n_trials, timeout, n_jobs and the like may change.
+    """
+    objective = context.objective
+    settings = {
+        "space": space.describe(),
+        "data": context.data.fingerprint(),
+        "n_samples": len(context.data),
+        "cv": describe_cv(cv),
+        "splits": fingerprint(context.splits),
+        "n_folds": len(context.splits),
+        "seed": context.seed,
+        "scoring": list(objective.scoring.scorers),
+        "primary": objective.scoring.primary,
+        "direction": objective.scoring.direction,
+        "max_epochs": objective.stop.max_epochs,
+        "patience": objective.stop.patience,
+        "target": objective.stop.target,
+        "explosion": vars(objective.rule),
+        "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
+        "pruner": pruner if pruner is None or isinstance(pruner, str) else type(pruner).__name__,
+        "threads": threads,
+    }
+    plain_settings: dict[str, Any] = json.loads(json.dumps(plain(settings)))
+    return plain_settings

@@ -1,0 +1,62 @@
+"""How a running search shows itself: a bar on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import optuna
+from optuna.trial import FrozenTrial
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fastclip.tuner.records import finished_trials
+from fastclip.tuner.search import TrialCallback
+from fastclip.tuner.trial_run import STATUS_ATTR
+
+Counts: TypeAlias = "Counter[str]"
+
+
+def summary(study: optuna.Study) -> str:
+    """Return the best score and the counts of exploded, pruned and failed trials, in one line."""
+    counts: Counts = Counter(trial.user_attrs[STATUS_ATTR] for trial in finished_trials(study))
+    failed = sum(counts[status] for status in ("error", "killed", "oom"))
+    parts = [
+        f"{counts['exploded']} exploded",
+        f"{counts['pruned']} pruned",
+        *([f"{failed} failed"] if failed else []),
+    ]
+    best = f"best {study.best_value:.4g}" if counts["ok"] else "no score yet"
+    return ", ".join([best, *parts])
+
+
+@contextmanager
+def progress(console: Console, n_trials: int | None) -> Iterator[TrialCallback]:
+    """Yield a callback for `TunerCV` that shows each finished trial."""
+    if not console.is_terminal:
+        yield lambda study, trial: console.print(
+            f"{_line(trial)}  [{summary(study)}]", markup=False, soft_wrap=True
+        )
+        return
+    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+        task = bar.add_task("no score yet", total=n_trials)
+
+        def show(study: optuna.Study, trial: FrozenTrial) -> None:
+            del trial
+            bar.update(task, completed=len(finished_trials(study)), description=summary(study))
+
+        yield show
+
+
+def _line(trial: FrozenTrial) -> str:
+    status = trial.user_attrs[STATUS_ATTR]
+    score = f" {trial.value:.4g}" if status == "ok" and trial.value is not None else ""
+    chosen = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+    return f"trial {trial.number}: {status}{score}  {chosen}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

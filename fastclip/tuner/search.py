@@ -1,0 +1,201 @@
+"""The search: ask for trials, keep the executor busy with their folds, tell the study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fastclip.tuner.errors import AllTrialsFailedError
+from fastclip.tuner.executors import Executor
+from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.files import plain
+from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask
+from fastclip.tuner.output import OutputDir
+from fastclip.tuner.records import collect, finished_trials
+from fastclip.tuner.samplers import grid_points, sampler_for_trial
+from fastclip.tuner.spaces import Space
+from fastclip.tuner.stepping import EpochRecord
+from fastclip.tuner.storage import Heartbeat, quiet_optuna, requeue_abandoned
+from fastclip.tuner.trial_run import PARAMS_ATTR, TrialRun, fold_attr
+
+POLL_SECONDS = 1.0
+WAIT_FOR_OTHERS_SECONDS = 1.0
+
+TrialCallback: TypeAlias = Callable[[optuna.Study, FrozenTrial], None]
+
+
+@dataclass
+class Search:
+    """A search over one study, which other processes may share.
+
+    Attributes:
+        study: The Optuna study; this process alone writes it unless `is_shared`.
+        space: What a trial chooses.
+        sampler: Name of a sampler; None leaves the study's own in place.
+        context: What all folds share.
+        n_trials: Finished trials at which the study is done, earlier runs included; None is no limit.
+        timeout: Seconds after which no new trial starts; None is no limit.
+        has_pruner: Prune by the study's pruner: the folds of a trial then run one after the other.
+        is_shared: Other processes work on the study too: abandoned trials are taken over by heartbeat, and
+            the search ends when the study as a whole is done.
+        salt: Number of this process among those that share the study, so that they draw different trials.
+        output: Where tables and histories go, or None.
+        callbacks: Called with the study and each finished trial.
+    """
+
+    study: optuna.Study
+    space: Space
+    sampler: str | None
+    context: FoldContext
+    n_trials: int | None = None
+    timeout: float | None = None
+    has_pruner: bool = False
+    is_shared: bool = False
+    salt: int = 0
+    output: OutputDir | None = None
+    callbacks: Sequence[TrialCallback] = ()
+    _runs: dict[int, TrialRun] = field(default_factory=dict, init=False)
+    _has_trained: bool = field(default=False, init=False)
+
+    def run(self, executor: Executor) -> None:
+        """Search until the study is done.
+
+        Raises:
+            AllTrialsFailedError: the first fold ended in an error, so every other would too.
+            KeyboardInterrupt: the user stopped it; finished folds are stored and a resumed search goes on
+                after them.
+        """
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        heartbeat = Heartbeat(self.study._storage) if self.is_shared else None
+        self._has_trained = bool(finished_trials(self.study))
+        try:
+            self._prepare()
+            while True:
+                self._fill(executor, heartbeat, deadline)
+                if self._runs:
+                    for result in executor.poll(POLL_SECONDS):
+                        self._take(result, heartbeat)
+                elif self._others_may_leave_work() and not _is_past(deadline):
+                    time.sleep(WAIT_FOR_OTHERS_SECONDS)
+                else:
+                    return
+        finally:
+            if heartbeat is not None:
+                heartbeat.close()
+
+    def on_epoch(self, task: FoldTask, record: EpochRecord) -> bool:
+        """Report an epoch of a fold; return whether to prune it."""
+        objective = self.context.objective
+        return self._runs[task.trial].report_epoch(
+            task.fold, record, objective.scoring, objective.stop.max_epochs
+        )
+
+    def _prepare(self) -> None:
+        if self.sampler == "grid" and not self.study.get_trials(deepcopy=False):
+            for point in grid_points(self.space):
+                self.study.enqueue_trial(point)
+        if not self.is_shared:
+            for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                run = self._open(frozen.number, partial(optuna.Trial, self.study, frozen._trial_id))
+                if run.is_finished:  # stopped between the last fold and the telling
+                    self._finish(run, None)
+            self._write_tables()
+
+    def _fill(self, executor: Executor, heartbeat: Heartbeat | None, deadline: float | None) -> None:
+        """Hand out folds while slots are free, those of trials under way first."""
+        while sum(len(run.in_flight) for run in self._runs.values()) < executor.slots:
+            task = next(filter(None, map(self._next_task, self._runs.values())), None)
+            if task is not None:
+                executor.submit(task)
+            elif _is_past(deadline) or not self._ask(heartbeat):
+                return
+
+    def _next_task(self, run: TrialRun) -> FoldTask | None:
+        return None if self.has_pruner and run.in_flight else run.next_task()
+
+    def _ask(self, heartbeat: Heartbeat | None) -> bool:
+        """Start a trial, unless the study has enough."""
+        if self.is_shared:
+            requeue_abandoned(self.study)
+        trials = self.study.get_trials(deepcopy=False)
+        running = sum(trial.state is TrialState.RUNNING for trial in trials)
+        if self.n_trials is not None and len(finished_trials(self.study)) + running >= self.n_trials:
+            return False
+        if self.sampler == "grid" and not any(trial.state is TrialState.WAITING for trial in trials):
+            return False
+        run = self._open(len(trials), self.study.ask)
+        if heartbeat is not None:
+            heartbeat.add(run.trial._trial_id)
+        if run.is_finished:  # a copy of an abandoned trial whose folds were all done
+            self._finish(run, heartbeat)
+        return True
+
+    def _open(self, number: int, start: Callable[[], optuna.Trial]) -> TrialRun:
+        if self.sampler is not None:
+            self.study.sampler = sampler_for_trial(self.sampler, self.context.seed, number, self.salt)
+        with quiet_optuna():
+            trial = start()
+            params = self.space.sample(trial)
+        trial.set_user_attr(PARAMS_ATTR, plain(params))
+        run = TrialRun(trial, params, len(self.context.splits))
+        self._runs[trial.number] = run
+        return run
+
+    def _take(self, result: FoldResult, heartbeat: Heartbeat | None) -> None:
+        run = self._runs[result.trial]
+        run.take(result)
+        if result.status in (Verdict.ERROR, Verdict.KILLED) and not self._has_trained:
+            raise AllTrialsFailedError(
+                f"TunerCV: the first fold to end (trial {result.trial}, fold {result.fold}, parameters "
+                f"{plain(run.params)}) was {result.status}; expected it to train. What "
+                f"happened:\n{result.message}"
+            )
+        self._has_trained |= result.status is not Verdict.DEGENERATE
+        try:
+            self._store(run, result)
+        except optuna.exceptions.UpdateFinishedTrialError:  # silent for so long that it was taken over
+            run.is_lost = True
+        if run.is_finished:
+            self._finish(run, heartbeat)
+
+    def _store(self, run: TrialRun, result: FoldResult) -> None:
+        if run.is_lost:
+            return
+        stored = result.to_dict()
+        del stored["history"]
+        run.trial.set_user_attr(fold_attr(result.fold), stored)
+        if self.output is not None:
+            self.output.write_history(result)
+
+    def _finish(self, run: TrialRun, heartbeat: Heartbeat | None) -> None:
+        del self._runs[run.trial.number]
+        if heartbeat is not None:
+            heartbeat.remove(run.trial._trial_id)
+        if run.is_lost:
+            return
+        for fold in run.drop_folds_not_run():
+            run.trial.set_user_attr(fold_attr(fold), None)
+            if self.output is not None:
+                self.output.remove_history(run.trial.number, fold)
+        run.tell(self.context.objective.scoring)
+        self._write_tables()
+        for callback in self.callbacks:
+            callback(self.study, self.study._storage.get_trial(run.trial._trial_id))
+
+    def _write_tables(self) -> None:
+        if self.output is not None:
+            self.output.write_tables(collect(self.study, len(self.context.splits)))
+
+    def _others_may_leave_work(self) -> bool:
+        """Tell whether another process has a trial in hand that it might abandon."""
+        return self.is_shared and bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+
+def _is_past(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline

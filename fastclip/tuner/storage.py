@@ -1,0 +1,102 @@
+"""Open the Optuna storage and study of a search, and tell the living trials from the abandoned."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+
+STALE_SECONDS = 60
+BEATS_IN_STALE = 5
+MAX_RETRIES = 3
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence the warnings about Optuna's features that the search uses on purpose.
+
+    They are: heartbeats are experimental and meant for `Study.optimize`, and a Gaussian process clips the
+    infinite values that explosions are told as.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        warnings.filterwarnings("ignore", message="Clip non-finite values")
+        yield
+
+
+def open_shared_storage(url: str, stale_after: int = STALE_SECONDS) -> optuna.storages.BaseStorage:
+    """Open a storage that several processes may search on.
+
+    A relational storage gets heartbeats: a trial whose process has been silent for `stale_after` seconds is
+    failed and its copy, with the folds already done, waits for the next process to take it.
+
+    Args:
+        url: Any storage URL of Optuna.
+        stale_after: Seconds of silence after which a trial counts as abandoned.
+    """
+    if url.startswith("redis"):
+        return optuna.storages.get_storage(url)
+    with quiet_optuna():
+        return optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=max(1, stale_after // BEATS_IN_STALE),
+            grace_period=stale_after,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+        )
+
+
+def study_exists(storage: optuna.storages.BaseStorage, name: str) -> bool:
+    """Tell whether a storage holds a study of this name."""
+    return name in optuna.get_all_study_names(storage)
+
+
+def requeue_abandoned(study: optuna.Study) -> None:
+    """Fail the trials whose process is gone and queue their copies."""
+    with quiet_optuna():
+        optuna.storages.fail_stale_trials(study)
+
+
+class Heartbeat:
+    """A thread that gives signs of life for the trials in hand, if the storage has heartbeats."""
+
+    def __init__(self, storage: Any) -> None:
+        interval = getattr(storage, "get_heartbeat_interval", lambda: None)()
+        self._storage = storage
+        self._interval: int | None = interval
+        self._trials: set[int] = set()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True) if interval is not None else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def add(self, trial_id: int) -> None:
+        """Begin to give signs for a trial, at once."""
+        if self._thread is not None:
+            self._storage.record_heartbeat(trial_id)
+            with self._lock:
+                self._trials.add(trial_id)
+
+    def remove(self, trial_id: int) -> None:
+        """End the signs for a trial."""
+        with self._lock:
+            self._trials.discard(trial_id)
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._interval):
+            with self._lock:
+                trials = list(self._trials)
+            for trial_id in trials:
+                self._storage.record_heartbeat(trial_id)

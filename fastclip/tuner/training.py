@@ -1,0 +1,180 @@
+"""The training loop: epochs of steps, each followed by a look at the held-out samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastclip.tuner.data import TuningData
+from fastclip.tuner.explosion import ExplosionRule
+from fastclip.tuner.metrics import LossFunction, Scoring, measure
+from fastclip.tuner.stepping import (
+    DEFAULT_BATCH_SIZE,
+    EpochRecord,
+    Indices,
+    Stepper,
+    TrainingRun,
+    call,
+    check_batch_size,
+    mini_batches,
+    num_batches,
+)
+
+EVALUATION_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When training ends: after max_epochs, `patience` epochs without a better score, or at a target."""
+
+    max_epochs: int
+    patience: int | None = None
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.max_epochs < 1:
+            raise ValueError(f"StopRule: max_epochs={self.max_epochs}; expected at least 1.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"StopRule: patience={self.patience}; expected at least 1 epoch, or None.")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises and measures, and when it ends: the same for every trial of a study."""
+
+    loss: LossFunction
+    scoring: Scoring
+    stop: StopRule
+    rule: ExplosionRule
+
+
+def train(
+    model: nn.Module,
+    data: TuningData,
+    train_rows: Indices,
+    test_rows: Indices,
+    params: Mapping[str, Any],
+    objective: Objective,
+    *,
+    seed: int,
+    device: torch.device,
+    on_epoch: Callable[[EpochRecord], bool] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> TrainingRun:
+    """Train a model until its stop condition, an explosion, or the callback's word.
+
+    Reads `batch_size` from params, and what `Stepper` reads. The order of the mini-batches depends on the
+    seed alone, so that folds are paired across trials.
+
+    Args:
+        model: On `device`, already initialised; changed in place. With `patience` it ends with the weights
+            of its best epoch.
+        data: All samples.
+        train_rows: Indices of the samples to train on.
+        test_rows: Indices of the samples to measure after each epoch.
+        params: Parameters of the trial.
+        objective: Loss, measures, stop rule and explosion rule.
+        seed: Seed of the mini-batch order.
+        device: Where the model is.
+        on_epoch: Called with each epoch's record; True ends the run as pruned.
+        on_step: Called after each step, as a sign of life.
+
+    Returns:
+        What happened. One host synchronisation every `objective.rule.every` steps.
+    """
+    batch_size = check_batch_size(params.get("batch_size", DEFAULT_BATCH_SIZE))
+    planned_steps = num_batches(len(train_rows), batch_size) * objective.stop.max_epochs
+    stepper = Stepper(model, params, objective.loss, objective.rule, planned_steps)
+    run = stepper.run
+    order = np.random.default_rng(seed)
+    best = _BestEpoch(objective)
+    for epoch in range(objective.stop.max_epochs):
+        started = perf_counter()
+        model.train()
+        for rows in mini_batches(order.permutation(train_rows), batch_size):
+            stepper.step(*data.batch(rows, device))
+            if on_step is not None:
+                on_step()
+            if run.explosion is not None:
+                break
+        stepper.flush()
+        run.fit_seconds += perf_counter() - started
+        if run.explosion is not None:
+            break
+        started = perf_counter()
+        record = {
+            "epoch": float(epoch),
+            **stepper.end_epoch(),
+            **evaluate(model, data, test_rows, objective, device),
+        }
+        run.score_seconds += perf_counter() - started
+        if not math.isfinite(record["loss"]):
+            run.explosion = {
+                "reason": f"the held-out loss is {record['loss']}",
+                "step": run.steps,
+                "epoch": epoch,
+            }
+            break
+        run.history.append(record)
+        if on_epoch is not None and on_epoch(record):
+            run.pruned = True
+            break
+        if best.is_time_to_stop(record, model):
+            break
+    best.restore(model)
+    return run
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: TuningData, rows: Indices, objective: Objective, device: torch.device
+) -> dict[str, float]:
+    """Return every metric of a model on these samples."""
+    outputs = predict(model, data, rows, device)
+    return measure(
+        outputs, data.targets[torch.from_numpy(rows)], objective.loss, objective.scoring, data.classes
+    )
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: TuningData, rows: Indices, device: torch.device) -> torch.Tensor:
+    """Return the outputs of a model on these samples, on the CPU in float32."""
+    model.eval()
+    parts = [
+        call(model, data.batch(rows[i : i + EVALUATION_BATCH_SIZE], device)[0]).float().cpu()
+        for i in range(0, len(rows), EVALUATION_BATCH_SIZE)
+    ]
+    return torch.cat(parts)
+
+
+class _BestEpoch:
+    """Decides when to stop and keeps the weights of the best epoch when patience asks for them."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.stop, self.scoring = objective.stop, objective.scoring
+        self._score = self.scoring.worst
+        self._epoch = -1.0
+        self._weights: dict[str, torch.Tensor] | None = None
+
+    def is_time_to_stop(self, record: EpochRecord, model: nn.Module) -> bool:
+        score = record[self.scoring.primary]
+        if self.stop.patience is not None and (
+            self._weights is None or self.scoring.is_better(score, self._score)
+        ):
+            self._score, self._epoch = score, record["epoch"]
+            self._weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if self.stop.target is not None and not self.scoring.is_better(self.stop.target, score):
+            return True
+        return self.stop.patience is not None and record["epoch"] - self._epoch >= self.stop.patience
+
+    def restore(self, model: nn.Module) -> None:
+        if self._weights is not None:
+            model.load_state_dict(self._weights)

@@ -1,0 +1,150 @@
+"""One trial on its way through the folds, and what it is told as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from fastclip.tuner.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.folds import FoldResult, FoldTask
+from fastclip.tuner.metrics import Scoring
+from fastclip.tuner.stepping import EpochRecord
+
+CONSTRAINT = "explosion"
+FEASIBLE = -1.0
+MIN_VIOLATION = 1e-6
+
+STATUS_ATTR = "status"
+PARAMS_ATTR = "params"
+STEPS_ATTR = "steps_survived"
+
+
+def fold_attr(fold: int) -> str:
+    """Return the name of the trial attribute that holds the result of a fold."""
+    return f"fold:{fold}"
+
+
+class TrialRun:
+    """A trial whose folds are being trained.
+
+    The first fold that did not end ok decides the trial, whatever order folds finish in, and the folds after
+    it count as not run. So a trial's outcome does not depend on the number of jobs.
+
+    Args:
+        trial: The Optuna trial; results of folds that an interrupted run finished are read from it.
+        params: What the training loop and model_init get.
+        n_folds: Number of splits.
+
+    Attributes:
+        results: Fold -> how it ended.
+        in_flight: Folds that are being trained.
+        is_lost: Another process has taken the trial over, so nothing more is stored.
+    """
+
+    def __init__(self, trial: optuna.Trial, params: dict[str, Any], n_folds: int) -> None:
+        self.trial, self.params, self.n_folds = trial, params, n_folds
+        attributes = trial.user_attrs
+        self.results: dict[int, FoldResult] = {
+            fold: FoldResult.from_dict({**attributes[fold_attr(fold)], "trial": trial.number})
+            for fold in range(n_folds)
+            if attributes.get(fold_attr(fold)) is not None
+        }
+        self.in_flight: set[int] = set()
+        self.is_lost = False
+
+    def next_task(self) -> FoldTask | None:
+        """Return the next fold to train, or None when there is none, and count it as in flight."""
+        if self.is_lost or decisive(self.results.values()) is not None:
+            return None
+        fold = next(
+            (f for f in range(self.n_folds) if f not in self.results and f not in self.in_flight), None
+        )
+        if fold is None:
+            return None
+        self.in_flight.add(fold)
+        return FoldTask(self.trial.number, fold, self.params)
+
+    def take(self, result: FoldResult) -> None:
+        """Take in the result of a fold."""
+        self.in_flight.discard(result.fold)
+        self.results[result.fold] = result
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train."""
+        is_decided = (
+            self.is_lost or len(self.results) == self.n_folds or decisive(self.results.values()) is not None
+        )
+        return is_decided and not self.in_flight
+
+    def drop_folds_not_run(self) -> list[int]:
+        """Forget the folds after the one that decided the trial; return their numbers."""
+        first = decisive(self.results.values())
+        dropped = [] if first is None else [fold for fold in self.results if fold > first.fold]
+        for fold in dropped:
+            del self.results[fold]
+        return dropped
+
+    def tell(self, scoring: Scoring) -> None:
+        """Tell the study: an explosion as the worst value with a constraint, never NaN.
+
+        Exploded and out-of-memory trials are COMPLETE, with a constraint above 0 that falls with the share of
+        the planned steps that was survived; every other COMPLETE trial has -1. A trial with an error or a
+        killed fold is FAIL.
+        """
+        folds = sorted(self.results.values(), key=lambda result: result.fold)
+        status = verdict_of(folds)
+        trial = self.trial
+        trial.set_user_attr(STEPS_ATTR, sum(result.steps for result in folds))
+        trial.set_user_attr(STATUS_ATTR, str(status))
+        if status is Verdict.OK:
+            trial.set_constraint(CONSTRAINT, FEASIBLE)
+            trial.study.tell(trial, mean_score(folds))
+        elif status in TOLD_AS_WORST:
+            trial.set_constraint(CONSTRAINT, _violation(folds, self.n_folds))
+            trial.study.tell(trial, scoring.worst)
+        else:
+            state = TrialState.PRUNED if status is Verdict.PRUNED else TrialState.FAIL
+            trial.study.tell(trial, state=state)
+
+    def report_epoch(self, fold: int, record: EpochRecord, scoring: Scoring, max_epochs: int) -> bool:
+        """Report the mean over the finished folds and this epoch; return whether to prune.
+
+        The step is fold * max_epochs + epoch, so trials are compared at the same point of the same fold.
+        """
+        scores = [r.score for r in self.results.values() if r.score is not None] + [record[scoring.primary]]
+        mean = float(np.mean(scores))
+        if not np.isfinite(mean):
+            return False
+        self.trial.report(mean, fold * max_epochs + int(record["epoch"]))
+        return self.trial.should_prune()
+
+
+def decisive(results: Any) -> FoldResult | None:
+    """Return the first fold, in the order of the folds, whose verdict ends the trial."""
+    ended = [r for r in results if r.status not in (Verdict.OK, Verdict.DEGENERATE)]
+    return min(ended, key=lambda result: result.fold, default=None)
+
+
+def verdict_of(folds: Sequence[FoldResult]) -> Verdict:
+    """Return how a trial with these folds ended."""
+    first = decisive(folds)
+    return Verdict.OK if first is None else first.status
+
+
+def mean_score(folds: Sequence[FoldResult]) -> float:
+    """Return the plain mean over the folds of a trial that ended ok.
+
+    Degenerate folds are left out. They are the same for every trial, being a matter of the splits alone.
+    """
+    return float(np.mean([result.score for result in folds if result.status is Verdict.OK]))
+
+
+def _violation(folds: Sequence[FoldResult], n_folds: int) -> float:
+    planned = max(result.planned_steps for result in folds) * n_folds
+    survived = sum(result.steps for result in folds)
+    return max(MIN_VIOLATION, 1.0 - survived / planned) if planned else 1.0

@@ -1,0 +1,338 @@
+"""TunerCV: a search over training parameters by cross-validation, in scikit-learn's manner."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from fastclip.tuner import advice
+from fastclip.tuner.data import as_data
+from fastclip.tuner.executors import check_executor, device_slots, make_executor
+from fastclip.tuner.explosion import ExplosionRule
+from fastclip.tuner.folds import FoldContext, ModelInit
+from fastclip.tuner.metrics import LossFunction
+from fastclip.tuner.opening import OpenedStudy, open_study
+from fastclip.tuner.preparation import make_context, settings_of
+from fastclip.tuner.records import collect, cv_results, explosions
+from fastclip.tuner.refitting import refit_best
+from fastclip.tuner.samplers import check_sampler, grid_points, make_pruner
+from fastclip.tuner.search import Search, TrialCallback
+from fastclip.tuner.spaces import Space, SpaceLike
+from fastclip.tuner.storage import STALE_SECONDS
+from fastclip.tuner.training import evaluate, predict
+
+DEFAULT_STUDY_NAME = "fastclip"
+
+
+class TunerCV(BaseEstimator):  # type: ignore[misc]
+    """Find learning rate, threshold, initialisation and the rest by cross-validation.
+
+    A fold that explodes stops at once and its trial is told as the worst value with a constraint, so the
+    sampler learns where training explodes. Splits are made once and are the same for every trial; seeds
+    depend on the study and the fold, so folds are paired across trials.
+
+    Args:
+        model_init: Function of the dict of parameters that returns a new torch module.
+        space: Mapping of names to `Float`, `Int`, `Choice` or fixed values, or a function of an Optuna trial
+            that returns the parameters. The training loop reads `lr`, `max_norm` (None: no clipping),
+            `norm_type`, `optimizer`, `momentum`, `weight_decay`, `l1`, `l2`, `dropout`, `init`, `init_gain`,
+            `batch_size` and `scheduler`; `lr_x_max_norm` stands for lr * max_norm.
+        sampler: "grid", "random", "tpe", "gp", an Optuna sampler, or an Optuna study to search in.
+        cv: Folds, a test share, a scikit-learn splitter, or index pairs; see `check_cv`.
+        scoring: What is measured; see `check_scoring`.
+        refit: Train `best_estimator_` on all data; with several measures the name of the one to follow.
+        n_trials: Finished trials, those of a resumed run included. None runs a grid whole.
+        timeout: Seconds after which no new trial starts.
+        max_epochs: Epochs per fold.
+        patience: Stop after this many epochs without a better score, and go back to the best epoch. The
+            refit, which holds nothing out, watches the score on the training data.
+        target: Stop at this score.
+        explosion: When training counts as exploded; see `ExplosionRule`.
+        loss: Function of (outputs, targets); cross-entropy or mean squared error by default.
+        pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
+        n_jobs: Folds trained at the same time, in spawned processes when above 1.
+        executor: "auto", "inline" or "processes"; see `make_executor`.
+        devices: One device per job, in turn.
+        threads: torch's threads per fold. The same number for every n_jobs gives the same bits for every
+            n_jobs; "divide" divides torch's threads among the jobs; None leaves torch's number alone.
+        hang_timeout: Seconds without a training step after which a worker is replaced.
+        storage: Optuna storage URL, which several processes may share, or a storage object; by default
+            SQLite in output_dir, or memory.
+        study_name: Name of the study in the storage.
+        stale_after: In a shared storage, seconds without a sign of life after which another process takes a
+            trial over.
+        output_dir: Where everything is written; see `output`.
+        resume: Go on with the study in output_dir or storage.
+        seed: Seed of everything.
+        callbacks: Called with the study and each finished trial.
+        study_attrs: User attributes for a new study.
+
+    Attributes:
+        best_params_: Parameters of the best trial.
+        best_score_: Its mean score over the folds.
+        best_index_: Its index in `cv_results_`.
+        cv_results_: scikit-learn's keys, plus `split{i}_status` and `split{i}_clip_fraction`.
+        best_estimator_: The module retrained on all data, in evaluation mode.
+        study_: The Optuna study.
+        explosions_: One dict per exploded fold.
+        records_: One `TrialRecord` per finished trial, in the order of `cv_results_`.
+        splits_: The (train, test) indices of every fold.
+        scoring_: The measures, see `Scoring`.
+    """
+
+    def __init__(
+        self,
+        model_init: ModelInit,
+        space: SpaceLike,
+        *,
+        sampler: Any = "tpe",
+        cv: Any = 5,
+        scoring: Any = None,
+        refit: bool | str = True,
+        n_trials: int | None = None,
+        timeout: float | None = None,
+        max_epochs: int = 10,
+        patience: int | None = None,
+        target: float | None = None,
+        explosion: ExplosionRule | None = None,
+        loss: LossFunction | None = None,
+        pruner: Any = None,
+        n_jobs: int = 1,
+        executor: str = "auto",
+        devices: Sequence[Any] | None = None,
+        threads: int | str | None = 1,
+        hang_timeout: float = 600.0,
+        storage: Any = None,
+        study_name: str = DEFAULT_STUDY_NAME,
+        stale_after: int = STALE_SECONDS,
+        output_dir: str | Path | None = None,
+        resume: bool = False,
+        seed: int = 0,
+        callbacks: Sequence[TrialCallback] = (),
+        study_attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model_init = model_init
+        self.space = space
+        self.sampler = sampler
+        self.cv = cv
+        self.scoring = scoring
+        self.refit = refit
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.target = target
+        self.explosion = explosion
+        self.loss = loss
+        self.pruner = pruner
+        self.n_jobs = n_jobs
+        self.executor = executor
+        self.devices = devices
+        self.threads = threads
+        self.hang_timeout = hang_timeout
+        self.storage = storage
+        self.study_name = study_name
+        self.stale_after = stale_after
+        self.output_dir = output_dir
+        self.resume = resume
+        self.seed = seed
+        self.callbacks = callbacks
+        self.study_attrs = study_attrs
+
+    def fit(self, data: Any, y: Any = None, groups: Any = None) -> TunerCV:
+        """Search, and retrain with the best parameters.
+
+        Args:
+            data: torch Dataset of (inputs, target) pairs, a pair (X, y), or X.
+            y: Targets for X: integers for classes, floating-point numbers for a regression.
+            groups: Group labels for splitters that want them.
+
+        Returns:
+            self.
+
+        Raises:
+            AllTrialsExplodedError: every trial exploded; the message says what to change.
+            AllTrialsFailedError: no trial ended with a score.
+            ResumeError: output_dir or the study is in use, or was made with other settings or data.
+            RefitExplodedError: the best parameters exploded on all data.
+            KeyboardInterrupt: stopped by the user; resume=True goes on at the fold where it stopped.
+        """
+        context = self.search(data, y, groups)
+        if self.refit:
+            self._refit(context)
+        return self
+
+    def search(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
+        """Do what `fit` does except for training the best parameters on all data.
+
+        Several processes that share a storage search together; one of them calls `fit`.
+        """
+        context = self.check(data, y, groups)
+        self.splits_, self.scoring_ = context.splits, context.objective.scoring
+        opened = self._open(context)
+        self.study_, self._output = opened.study, opened.output
+        self._run(context, opened)
+        self.records_ = collect(self.study_, len(context.splits))
+        self._set_results()
+        return context
+
+    def check(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
+        """Check every argument against the data, without opening or training anything.
+
+        Returns:
+            What all folds share: the data, the splits, the measures and the rules.
+
+        Raises:
+            ValueError: an argument is out of range or unknown, or does not fit the data.
+            TypeError: an argument has the wrong type.
+        """
+        view = as_data(data, y, groups, caller="TunerCV.fit")
+        self._check_budget()
+        make_pruner(self.pruner)
+        check_executor(self.executor, self.n_jobs)
+        device_slots(self.devices, self.n_jobs)
+        return make_context(
+            self.model_init,
+            view,
+            cv=self.cv,
+            scoring=self.scoring,
+            refit=self.refit,
+            loss=self.loss,
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+            target=self.target,
+            explosion=self.explosion,
+            seed=self.seed,
+            threads=self.threads,
+            n_jobs=self.n_jobs,
+            caller="TunerCV",
+        )
+
+    def predict(self, data: Any) -> torch.Tensor:
+        """Return the outputs of `best_estimator_` for a Dataset, (X, y) or the inputs X alone."""
+        if isinstance(data, (torch.Tensor, np.ndarray)):
+            data = (data, np.zeros(len(data), dtype=np.int64))
+        view = as_data(data, caller="TunerCV.predict")
+        return predict(self._fitted_model(), view, np.arange(len(view)), self._device())
+
+    def score(self, data: Any, y: Any = None) -> float:
+        """Return the primary measure of `best_estimator_` on new data."""
+        view = as_data(data, y, caller="TunerCV.score")
+        measures = evaluate(self._fitted_model(), view, np.arange(len(view)), self._objective, self._device())
+        return measures[self.scoring_.primary]
+
+    def _check_budget(self) -> None:
+        space = Space(self.space)
+        check_sampler(self.sampler)
+        if self.n_trials is not None and self.n_trials < 1:
+            raise ValueError(f"TunerCV: n_trials={self.n_trials}; expected at least 1, or None.")
+        if self.timeout is not None and self.timeout <= 0:
+            raise ValueError(f"TunerCV: timeout={self.timeout}; expected more than 0 seconds, or None.")
+        if self.sampler == "grid":
+            grid_points(space)
+        elif self.n_trials is None and self.timeout is None:
+            raise ValueError(
+                f"TunerCV: neither n_trials nor timeout with sampler={self.sampler!r}; expected one of them. "
+                "Only a grid ends by itself."
+            )
+
+    def _open(self, context: FoldContext) -> OpenedStudy:
+        settings = settings_of(context, Space(self.space), self.sampler, self.pruner, self.cv, self.threads)
+        opened = open_study(
+            settings,
+            sampler=self.sampler,
+            pruner=make_pruner(self.pruner),
+            storage=self.storage,
+            study_name=self.study_name,
+            stale_after=self.stale_after,
+            output_dir=self.output_dir,
+            resume=self.resume,
+            attributes=self.study_attrs or {},
+            caller="TunerCV",
+        )
+        if opened.output is not None:
+            run = {
+                name: getattr(self, name) for name in ("n_trials", "timeout", "n_jobs", "executor", "devices")
+            }
+            opened.output.write_config(settings, {**run, "study_name": opened.study.study_name})
+            opened.output.write_splits(context.splits)
+        return opened
+
+    def _run(self, context: FoldContext, opened: OpenedStudy) -> None:
+        search = Search(
+            study=opened.study,
+            space=Space(self.space),
+            sampler=self.sampler if isinstance(self.sampler, str) else None,
+            context=context,
+            n_trials=self.n_trials,
+            timeout=self.timeout,
+            has_pruner=self.pruner is not None,
+            is_shared=opened.is_shared,
+            salt=0 if opened.is_new else secrets.randbits(32) * opened.is_shared,
+            output=opened.output,
+            callbacks=self.callbacks,
+        )
+        executor = make_executor(
+            self.executor,
+            context,
+            n_jobs=self.n_jobs,
+            devices=self.devices,
+            on_epoch=search.on_epoch if search.has_pruner else None,
+            hang_timeout=self.hang_timeout,
+        )
+        try:
+            search.run(executor)
+        finally:
+            executor.close()
+
+    def _set_results(self) -> None:
+        space = Space(self.space)
+        scoring = self.scoring_
+        metrics = {name: scoring.key(name) for name in scoring.scorers}
+        sign = 1 if scoring.direction == "maximize" else -1
+        self.cv_results_ = cv_results(self.records_, metrics, scoring.primary, sign)
+        self.explosions_ = explosions(self.records_)
+        self._params = [space.sample(optuna.trial.FixedTrial(record.chosen)) for record in self.records_]
+        self.cv_results_["params"] = self._params
+        if not any(record.has_score for record in self.records_):
+            raise advice.failure(self.records_)
+        self._set_best(self._ranked()[0])
+
+    def _ranked(self) -> list[int]:
+        """Return the indices of the trials with a score, the best first, earlier ones first among equals."""
+        sign = 1 if self.scoring_.direction == "maximize" else -1
+        scored = [(i, record.score) for i, record in enumerate(self.records_) if record.has_score]
+        return [i for i, score in sorted(scored, key=lambda pair: -sign * (pair[1] or 0.0))]
+
+    def _set_best(self, index: int) -> None:
+        self.best_index_ = index
+        self.best_params_ = self._params[index]
+        score = self.records_[index].score
+        if score is None:
+            raise RuntimeError("fastclip bug: the best trial has no score.")
+        self.best_score_ = score
+
+    def _refit(self, context: FoldContext) -> None:
+        ranked = [(index, self._params[index]) for index in self._ranked()]
+        index, model, self.refit_run_ = refit_best(context, ranked, self._device(), context.threads)
+        self._set_best(index)
+        self.best_estimator_, self._objective = model, context.objective
+        if self._output is not None:
+            self._output.write_best(model, self.best_params_, self.best_score_)
+
+    def _fitted_model(self) -> nn.Module:
+        check_is_fitted(self, "best_estimator_")
+        model: nn.Module = self.best_estimator_
+        return model
+
+    def _device(self) -> torch.device:
+        return device_slots(self.devices, 1)[0]

@@ -1,0 +1,230 @@
+"""Spawned worker processes that train folds and are replaced when they die or hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastclip.tuner.executors import EpochCallback
+from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
+
+MAX_ATTEMPTS = 2
+BEAT_SECONDS = 1.0
+START_SECONDS = 120.0  # to import torch on a busy machine
+GRACE_SECONDS = 5.0
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    device: torch.device
+    task: FoldTask | None = None
+    last_sign: float = 0.0
+    is_ready: bool = False
+
+
+class ProcessExecutor:
+    """Trains folds in spawned processes, one per device slot.
+
+    Plain processes, polled, because a pool ends as a whole when one of its processes dies. The study's
+    storage stays with the parent: a worker only sends signs of life, epoch records and results.
+
+    Args:
+        context: What all folds share; each worker reads it from a temporary file, so it must be picklable.
+        devices: One device per worker.
+        on_epoch: See `executors.Executor.poll`; a worker waits for the answer after each epoch.
+        hang_timeout: Seconds without a training step after which a worker is replaced.
+
+    Raises:
+        TypeError: the context cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        context: FoldContext,
+        devices: list[torch.device],
+        on_epoch: EpochCallback | None = None,
+        *,
+        hang_timeout: float = 600.0,
+    ) -> None:
+        self.slots = len(devices)
+        # A file, because a worker reads a pipe only after importing torch and would keep the parent waiting.
+        self._folder = tempfile.TemporaryDirectory(prefix="fastclip-")
+        self._context_path = Path(self._folder.name) / "context.pickle"
+        self._context_path.write_bytes(_pickle(context))
+        self._on_epoch = on_epoch
+        self._hang_timeout = hang_timeout
+        self._workers = [self._start(device) for device in devices]
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers."""
+        return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
+
+    def submit(self, task: FoldTask) -> None:
+        """Hand a fold to an idle worker."""
+        idle = next((i for i, worker in enumerate(self._workers) if worker.task is None), None)
+        if idle is None:
+            raise RuntimeError("fastclip bug: a fold was submitted while every worker is busy.")
+        self._hand_over(idle, task)
+
+    def poll(self, timeout: float) -> list[FoldResult]:
+        """Answer epochs, replace the dead and the hung, return finished folds; wait for the first."""
+        deadline = time.monotonic() + timeout
+        results: list[FoldResult] = []
+        while not results:
+            left = max(0.0, deadline - time.monotonic())
+            busy = {worker.connection: i for i, worker in enumerate(self._workers) if worker.task is not None}
+            for connection in wait(list(busy), min(left, BEAT_SECONDS)):
+                results += self._receive(busy[connection])  # type: ignore[index]
+            for index in busy.values():
+                results += self._replace_if_hung(index)
+            if not busy or left == 0.0:
+                break
+        return results
+
+    def close(self) -> None:
+        """Stop all workers, finished or not."""
+        for worker in self._workers:
+            _stop(worker)
+        self._workers = []
+        self._folder.cleanup()
+
+    def _start(self, device: torch.device) -> _Worker:
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(
+            target=_work,
+            args=(theirs, self._context_path, str(device), self._on_epoch is not None, os.getpid()),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, device)
+
+    def _hand_over(self, index: int, task: FoldTask) -> None:
+        worker = self._workers[index]
+        worker.task, worker.last_sign = task, time.monotonic()
+        with suppress(OSError):  # a dead worker's pipe reads as ended in the next poll
+            worker.connection.send(task)
+
+    def _receive(self, index: int) -> list[FoldResult]:
+        worker = self._workers[index]
+        task = worker.task
+        if task is None:
+            raise RuntimeError("fastclip bug: an idle worker sent a message.")
+        try:
+            kind, body = worker.connection.recv()
+            worker.last_sign, worker.is_ready = time.monotonic(), True
+            if kind == "epoch":
+                worker.connection.send(self._on_epoch is not None and self._on_epoch(task, body))
+        except (EOFError, OSError):
+            return self._lose(index, "the worker process ended")
+        if kind != "result":
+            return []
+        worker.task = None
+        return [body]
+
+    def _replace_if_hung(self, index: int) -> list[FoldResult]:
+        worker = self._workers[index]
+        silence = time.monotonic() - worker.last_sign
+        patience = self._hang_timeout if worker.is_ready else max(self._hang_timeout, START_SECONDS)
+        if worker.task is None or silence < patience:
+            return []
+        return self._lose(index, f"the worker took no step for {silence:.0f} s")
+
+    def _lose(self, index: int, why: str) -> list[FoldResult]:
+        """Replace a worker; try its fold again, or give it back as killed."""
+        lost = self._workers[index]
+        task = lost.task
+        if task is None:
+            raise RuntimeError("fastclip bug: an idle worker was given up.")
+        _stop(lost)
+        exit_code = lost.process.exitcode
+        self._workers[index] = self._start(lost.device)
+        if task.attempt + 1 < MAX_ATTEMPTS:
+            self._hand_over(index, replace(task, attempt=task.attempt + 1))
+            return []
+        message = f"{why} (exit code {exit_code}), {MAX_ATTEMPTS} times"
+        return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
+
+
+def _pickle(context: FoldContext) -> bytes:
+    try:
+        return pickle.dumps(context)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"ProcessExecutor: the study cannot be sent to a spawned worker: {error}; expected model_init, "
+            "loss and scoring to be functions at the top level of a module. Use n_jobs=1 to train them here."
+        ) from error
+
+
+def _stop(worker: _Worker) -> None:
+    worker.connection.close()
+    worker.process.terminate()
+    worker.process.join(GRACE_SECONDS)
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()
+
+
+def _work(
+    connection: Connection, context_path: Path, device: str, has_epoch_callback: bool, parent: int
+) -> None:
+    """Train folds until the parent is gone: the body of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        context: FoldContext = pickle.loads(context_path.read_bytes())
+        # torch imports its compiler with the first optimizer, which would look like a hang in the first fold.
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+        connection.send(("ready", None))
+        while True:
+            task: FoldTask = connection.recv()
+            beat = _Beat(connection, parent)
+            report = _reporter(connection) if has_epoch_callback else None
+            result = run_fold(context, task, torch.device(device), on_epoch=report, on_step=beat)
+            connection.send(("result", result))
+    except (EOFError, OSError):  # the parent is gone, and its end of the pipe or the file with it
+        sys.exit(0)
+
+
+def _reporter(connection: Connection) -> Callable[[Any], bool]:
+    def report(record: Any) -> bool:
+        connection.send(("epoch", record))
+        return bool(connection.recv())
+
+    return report
+
+
+class _Beat:
+    """Tells the parent once a second that steps are being taken, and ends an orphan."""
+
+    def __init__(self, connection: Connection, parent: int) -> None:
+        self._connection, self._parent = connection, parent
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last < BEAT_SECONDS:
+            return
+        self._last = now
+        if os.getppid() != self._parent:
+            sys.exit(0)
+        self._connection.send(("beat", None))

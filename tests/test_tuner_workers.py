@@ -1,0 +1,240 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import tuner_cases as cases
+
+from fastclip.tuner import Choice, Float, TunerCV, cross_validate
+from fastclip.tuner.data import as_data
+from fastclip.tuner.executors import device_slots, make_executor
+from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.folds import FoldTask, run_fold
+from fastclip.tuner.preparation import make_context, resolve_threads
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def context(model=cases.mlp):
+    settings = dict.fromkeys(("scoring", "loss", "patience", "target", "explosion"))
+    settings |= {
+        "cv": 3,
+        "refit": True,
+        "max_epochs": 3,
+        "seed": 0,
+        "threads": 1,
+        "n_jobs": 2,
+        "caller": "test",
+    }
+    return make_context(model, as_data(cases.blobs(), caller="test"), **settings)
+
+
+def drain(executor, count, seconds=120):
+    """Poll until `count` folds are back."""
+    deadline, results = time.monotonic() + seconds, []
+    while len(results) < count:
+        assert time.monotonic() < deadline, f"only {len(results)} of {count} folds came back"
+        results += executor.poll(1.0)
+    return sorted(results, key=lambda result: (result.trial, result.fold))
+
+
+def outcome(result):
+    """What must not depend on where a fold ran: everything but the times."""
+    values = result.to_dict()
+    return {name: values[name] for name in values if name not in ("fit_seconds", "score_seconds")}
+
+
+def is_running(pid):
+    """Tell whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Two workers that kill themselves, hang or train as the rate of a task says."""
+    executor = make_executor("processes", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=3.0)
+    yield executor
+    executor.close()
+
+
+class TestProcesses:
+    def test_folds_are_those_of_this_process(self, pool):
+        tasks = [
+            FoldTask(trial, fold, {"lr": lr}) for trial, lr in enumerate([0.1, 0.3]) for fold in range(2)
+        ]
+        for task in tasks[:2]:
+            pool.submit(task)
+        results = drain(pool, 2)
+        for task in tasks[2:]:
+            pool.submit(task)
+        results += drain(pool, 2)
+        expected = [run_fold(context(), task, device_slots(None, 1)[0]) for task in tasks]
+        assert [outcome(r) for r in results] == [outcome(r) for r in expected]
+
+    def test_killed_fold_is_tried_once_more(self, pool, tmp_path):
+        marker = tmp_path / "killed"
+        pool.submit(FoldTask(0, 0, {"lr": 0.1, "kill_unless": str(marker)}))
+        (result,) = drain(pool, 1)
+        assert marker.exists()
+        assert outcome(result) == outcome(
+            run_fold(context(), FoldTask(0, 0, {"lr": 0.1}), device_slots(None, 1)[0])
+        )
+
+    def test_fold_that_kills_twice_is_given_back_and_the_other_finishes(self, pool):
+        pool.submit(FoldTask(0, 0, {"lr": cases.DEADLY}))
+        pool.submit(FoldTask(1, 1, {"lr": 0.1}))
+        killed, fine = drain(pool, 2)
+        assert killed.status is Verdict.KILLED
+        assert "the worker process ended (exit code -9), 2 times" in killed.message
+        assert fine.status is Verdict.OK
+
+    def test_hung_fold_is_given_back(self, pool):
+        pool.submit(FoldTask(0, 0, {"lr": cases.HANGING}))
+        (result,) = drain(pool, 1)
+        assert result.status is Verdict.KILLED
+        assert "the worker took no step for" in result.message
+
+    def test_workers_end_with_the_executor(self):
+        executor = make_executor("processes", context(), n_jobs=1, devices=None)
+        (pid,) = executor.pids
+        assert pid != os.getpid()
+        assert is_running(pid)
+        executor.close()
+        assert not is_running(pid)
+
+
+def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):
+    space = {"lr": Choice([0.1, cases.DEADLY, 0.2]), "folder": str(tmp_path)}
+    search = TunerCV(
+        cases.dangerous, space, sampler="grid", cv=2, max_epochs=2, n_jobs=2, refit=False
+    ).fit(cases.blobs())  # fmt: skip
+    assert [record.status for record in search.records_] == [Verdict.OK, Verdict.KILLED, Verdict.OK]
+    assert search.study_.trials[1].state == optuna.trial.TrialState.FAIL
+    assert str(os.getpid()) not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_any_number_of_jobs_gives_the_same_trials(tmp_path):
+    # A random search draws the same trials; a fold after an exploded one must not count.
+    tables = []
+    for n_jobs in (1, 2):
+        TunerCV(
+            cases.nan_above_half, {"lr": Float(0.0, 1.0)}, sampler="random", n_trials=6, cv=3, max_epochs=3,
+            n_jobs=n_jobs, output_dir=tmp_path / str(n_jobs),
+        ).fit(cases.blobs())  # fmt: skip
+        histories = sorted(path.name for path in (tmp_path / str(n_jobs) / "history").iterdir())
+        tables.append(((tmp_path / str(n_jobs) / "trials.csv").read_bytes(), histories))
+    assert tables[0] == tables[1]
+    assert b"exploded" in tables[0][0]
+
+
+def test_pruning_works_across_processes():
+    space = {"lr": Choice([0.1, 0.2, 1e-7])}
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+    search = TunerCV(
+        cases.mlp, space, sampler="grid", cv=2, max_epochs=4, n_jobs=2, refit=False, pruner=pruner
+    ).fit(cases.blobs())  # fmt: skip
+    assert [record.status for record in search.records_][2] is Verdict.PRUNED
+
+
+def test_local_function_cannot_be_sent_and_the_message_says_so():
+    with pytest.raises(TypeError, match=r"expected model_init, loss .* at the top level .* Use n_jobs=1"):
+        TunerCV(lambda params: cases.mlp(params), {"lr": 0.1}, n_trials=1, n_jobs=2).fit(cases.blobs())
+
+
+def test_slots_take_devices_in_turn():
+    assert [str(device) for device in device_slots(["cpu", "meta"], 3)] == ["cpu", "meta", "cpu"]
+    assert [str(device) for device in device_slots("cpu", 2)] == ["cpu", "cpu"]
+
+
+def test_threads_may_be_divided():
+    import torch
+
+    assert resolve_threads("divide", 2, "test") == max(1, torch.get_num_threads() // 2)
+    assert resolve_threads("divide", 1000, "test") == 1
+    assert resolve_threads(None, 2, "test") is None
+
+
+SCRIPT = """
+import signal
+import sys
+import optuna
+import test_tuner_workers as tests
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without it
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tests.slow_search(sys.argv[1], sys.argv[2], n_jobs=2)
+"""
+
+
+def slow_search(output_dir, folder, **options):
+    """Two trials of three folds, each longer than 0.6 s; `folder` collects the pids that trained."""
+    space = {"lr": Choice([0.1, 0.2]), "folder": str(folder)}
+    settings = {"sampler": "grid", "cv": 3, "max_epochs": 3, "output_dir": output_dir, **options}
+    return TunerCV(cases.pid_model, space, **settings).fit(cases.blobs())
+
+
+@pytest.fixture
+def running_search(tmp_path):
+    """A search with two workers in a process group of its own."""
+    (tmp_path / "pids").mkdir()
+    (tmp_path / "search.py").write_text(SCRIPT)
+    here = Path(__file__).parent
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "search.py", tmp_path / "run", tmp_path / "pids"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_ctrl_c_stops_cleanly_and_resume_goes_on_at_the_fold(running_search, tmp_path):
+    history = tmp_path / "run" / "history"
+    wait_until(lambda: history.exists() and len(list(history.glob("*.json"))) >= 2)
+    os.killpg(running_search.pid, signal.SIGINT)  # as a terminal does: parent and workers
+    _, errors = running_search.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
+    assert errors.count("Traceback") == 1, "the workers must not join in"
+    workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 10)
+    done = {path.name: path.stat().st_mtime_ns for path in history.glob("*.json")}
+    assert 2 <= len(done) < 6
+
+    slow_search(tmp_path / "run", tmp_path / "pids", resume=True)
+    assert {name: (history / name).stat().st_mtime_ns for name in done} == done, "no fold is trained twice"
+    assert len(list(history.glob("*.json"))) == 6
+    slow_search(tmp_path / "whole", tmp_path / "pids")
+    assert (tmp_path / "whole" / "trials.csv").read_bytes() == (tmp_path / "run" / "trials.csv").read_bytes()
+
+
+def test_workers_of_a_killed_parent_end_too(running_search, tmp_path):
+    wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
+    running_search.kill()
+    workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    wait_until(lambda: not any(is_running(pid) for pid in workers), 20)
+
+
+def test_folds_of_the_searches_have_the_times_they_took():
+    result = cross_validate(cases.slow, {"batch_size": 30}, cases.blobs(), cv=3, max_epochs=2)
+    # Two steps of 50 ms an epoch, and one call to measure.
+    assert (result["fit_time"] >= 0.2).all()
+    assert (result["score_time"] >= 0.1).all()
+    assert np.isfinite(result["mean_test_score"])
