@@ -369,6 +369,10 @@ class TestFiles:
             raise RuntimeError
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
+        with atomic(path) as file:
+            file.write(b"new")
+        (tmp_path / "ordinary").touch()
+        assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
     def test_json_is_standard_also_for_infinities(self, tmp_path):
         from fastclip.tuner.files import write_json

@@ -22,10 +22,10 @@ def failure(records: Sequence[TrialRecord]) -> AllTrialsFailedError:
     if exploded and len(exploded) == len(records):
         return AllTrialsExplodedError(
             f"TunerCV: all {len(records)} trials exploded; expected at least one to train. "
-            f"{_advice(exploded)}",
+            f"{' '.join(after_explosions(exploded))}",
             explosions(records),
         )
-    hints = [_advice(exploded)] if exploded else []
+    hints = after_explosions(exploded) if exploded else []
     if counts[str(Verdict.OOM)]:
         hints.append("Memory ran out: lower batch_size or the size of the model.")
     messages = [f.message.strip().splitlines()[-1] for r in records for f in r.folds if f.message.strip()]
@@ -36,11 +36,14 @@ def failure(records: Sequence[TrialRecord]) -> AllTrialsFailedError:
     )
 
 
-def _advice(exploded: Sequence[TrialRecord]) -> str:
-    """Say which rates exploded and how soon, and what to change first."""
+def after_explosions(exploded: Sequence[TrialRecord]) -> list[str]:
+    """Return sentences that say which rates exploded and how soon, and what to change first."""
     seen = explosions(exploded)
     steps = [explosion["step"] for explosion in seen]
-    sentences = [f"They survived {min(steps)} to {max(steps)} steps; the first said: {seen[0]['reason']}."]
+    sentences = [
+        f"The exploded trials survived {min(steps)} to {max(steps)} steps; "
+        f"the first said: {seen[0]['reason']}."
+    ]
     rates = [record.params["lr"] for record in exploded if "lr" in record.params]
     if rates:
         sentences.append(
@@ -60,4 +63,4 @@ def _advice(exploded: Sequence[TrialRecord]) -> str:
         sentences.append(
             "The first gradients were not finite: look at init, init_gain and the scale of the data."
         )
-    return " ".join(sentences)
+    return sentences

@@ -24,7 +24,7 @@ from fastclip.tuner.records import TrialRecord, collect
 from fastclip.tuner.spaces import DIMENSIONS, Space
 from fastclip.tuner.storage import STALE_SECONDS, open_shared_storage
 from fastclip.tuner.suggest import suggest_clip_range
-from fastclip.tuner.tuner_cv import DEFAULT_STUDY_NAME
+from fastclip.tuner.tuner_cv import DEFAULT_STUDY_NAME, TunerCV
 
 EXIT_INTERRUPTED = 130
 SHOWN_TRIALS = 5
@@ -53,8 +53,11 @@ def run(config: Path, output: Path, resume: bool, overrides: tuple[str, ...]) ->
     console = Console()
     with _errors(f"Go on with: fastclip tune run {config} -o {output} --resume"):
         experiment = _load(config, overrides, output_dir=output, resume=resume)
-        with progress(console, experiment.tuner.n_trials) as show:
-            experiment.tuner.set_params(callbacks=[show]).fit(experiment.data)
+        try:
+            with progress(console, experiment.tuner.n_trials) as show:
+                experiment.tuner.set_params(callbacks=[show]).fit(experiment.data)
+        finally:  # a search that was stopped, or in which all exploded, has the more to tell
+            _write_report(console, experiment.tuner)
         _show_results(console, experiment.tuner.records_, experiment.tuner.study_)
         console.print(f"best parameters: {experiment.tuner.best_params_}", soft_wrap=True)
         console.print(f"written to {output}", soft_wrap=True)
@@ -117,6 +120,24 @@ def status(output: Path | None, storage: str | None, name: str) -> None:
         console.print(f"{counts}")
 
 
+@tune.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; default: DIRECTORY/report.html.")
+@click.option("--plots", type=click.Path(path_type=Path), help="Write the pictures as PNG into this folder.")
+@click.option("--storage", help="Optuna storage URL of the study, when it is not in the directory.")
+def report(directory: Path, output: Path | None, plots: Path | None, storage: str | None) -> None:
+    """Write what the study in DIRECTORY found as one HTML file, also while it runs."""
+    with _errors(""):
+        from fastclip.tuner.report import StudyView, write_plots, write_report
+
+        view = StudyView.open(directory, storage)
+        console = Console()
+        written = write_report(view, output or OutputDir(directory).report_path)
+        console.print(f"written to {written}", soft_wrap=True)
+        if plots is not None:
+            console.print(f"{len(write_plots(view, plots))} pictures in {plots}", soft_wrap=True)
+
+
 @tune.command("suggest-clip")
 @config_argument
 @click.option("--lr", type=float, help="Rate of the warm-up; default: that of CONFIG if it is fixed.")
@@ -174,6 +195,16 @@ def _load(config: Path, overrides: tuple[str, ...], **options: Any) -> Experimen
     return build(table, study_attrs={CONFIG_ATTR: table}, **options)
 
 
+def _write_report(console: Console, tuner: TunerCV) -> None:
+    """Write report.html if the search has begun and the extra is there."""
+    if not hasattr(tuner, "study_"):
+        return
+    try:
+        console.print(f"report: {tuner.report()}", soft_wrap=True)
+    except ImportError as error:
+        console.print(f"no report: {error}", soft_wrap=True)
+
+
 def _load_study(storage: str, name: str) -> optuna.Study:
     try:
         return optuna.load_study(study_name=name, storage=open_shared_storage(storage))
@@ -206,5 +237,8 @@ def _errors(after_interrupt: str) -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo(f"stopped. {after_interrupt}", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, TypeError, AllTrialsFailedError, RefitExplodedError, WarmupExplodedError) as error:
+    except (
+        *(ValueError, TypeError, FileNotFoundError, ImportError),
+        *(AllTrialsFailedError, RefitExplodedError, WarmupExplodedError),
+    ) as error:
         raise click.ClickException(str(error)) from error

@@ -16,7 +16,7 @@ from fastclip.tuner.stepping import EpochRecord
 
 EpochCallback: TypeAlias = Callable[[FoldTask, EpochRecord], bool]
 
-EXECUTORS = ("auto", "inline", "processes")
+EXECUTORS = ("auto", "inline", "processes", "ray")
 
 
 class Executor(Protocol):
@@ -82,11 +82,11 @@ def make_executor(
     """Build an executor.
 
     Args:
-        name: "inline", "processes", or "auto": inline for one job, spawned processes for more.
+        name: "inline", "processes", "ray", or "auto": inline for one job, spawned processes for more.
         context: What all folds share.
         n_jobs: Folds trained at the same time.
         devices: One device per slot, used in turn when there are fewer; None takes every CUDA device, or
-            the CPU.
+            the CPU. On Ray see `ray_workers.RayExecutor`.
         on_epoch: See `Executor.poll`.
         hang_timeout: Seconds without a training step after which a worker counts as hung.
 
@@ -94,6 +94,10 @@ def make_executor(
         ValueError: see `check_executor`.
     """
     check_executor(name, n_jobs)
+    if name == "ray":
+        from fastclip.tuner.ray_workers import RayExecutor
+
+        return RayExecutor(context, n_jobs, devices, on_epoch, hang_timeout=hang_timeout)
     slots = device_slots(devices, n_jobs)
     if name == "inline" or (name == "auto" and n_jobs == 1):
         return InlineExecutor(context, slots[0], on_epoch)

@@ -7,6 +7,7 @@
     folds.csv          one row per fold, with times and messages
     history/           trial00003-fold1.json: epoch records and the histogram of gradient norms
     best_model.pt      params, score and state_dict of the refitted model
+    report.html        what was found, written by `fastclip tune run` and `TunerCV.report`
 
 Every file is written whole or not at all.
 """
@@ -28,7 +29,7 @@ from fastclip.tuner.folds import FoldResult
 from fastclip.tuner.records import TrialRecord
 from fastclip.tuner.splits import Split
 
-CONFIG, STUDY, SPLITS, TRIALS, FOLDS, HISTORY, BEST = (
+CONFIG, STUDY, SPLITS, TRIALS, FOLDS, HISTORY, BEST, REPORT = (
     "config.json",
     "study.db",
     "splits.npz",
@@ -36,6 +37,7 @@ CONFIG, STUDY, SPLITS, TRIALS, FOLDS, HISTORY, BEST = (
     "folds.csv",
     "history",
     "best_model.pt",
+    "report.html",
 )
 
 
@@ -53,6 +55,11 @@ class OutputDir:
     def storage_url(self) -> str:
         """The storage URL of the embedded study."""
         return f"sqlite:///{(self.path / STUDY).absolute()}"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the report goes."""
+        return self.path / REPORT
 
     def check_unused(self, caller: str) -> None:
         """Raise ResumeError when the directory holds anything."""

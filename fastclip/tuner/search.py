@@ -129,18 +129,20 @@ class Search:
             return False
         if self.sampler == "grid" and not any(trial.state is TrialState.WAITING for trial in trials):
             return False
-        run = self._open(len(trials), self.study.ask)
-        if heartbeat is not None:
-            heartbeat.add(run.trial._trial_id)
+        run = self._open(len(trials), self.study.ask, heartbeat)
         if run.is_finished:  # a copy of an abandoned trial whose folds were all done
             self._finish(run, heartbeat)
         return True
 
-    def _open(self, number: int, start: Callable[[], optuna.Trial]) -> TrialRun:
+    def _open(
+        self, number: int, start: Callable[[], optuna.Trial], heartbeat: Heartbeat | None = None
+    ) -> TrialRun:
         if self.sampler is not None:
             self.study.sampler = sampler_for_trial(self.sampler, self.context.seed, number, self.salt)
         with quiet_optuna():
             trial = start()
+            if heartbeat is not None:  # at once: a trial without a sign of life is never taken over
+                heartbeat.add(trial._trial_id)
             params = self.space.sample(trial)
         trial.set_user_attr(PARAMS_ATTR, plain(params))
         run = TrialRun(trial, params, len(self.context.splits))

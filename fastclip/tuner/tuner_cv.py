@@ -60,7 +60,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         loss: Function of (outputs, targets); cross-entropy or mean squared error by default.
         pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
         n_jobs: Folds trained at the same time, in spawned processes when above 1.
-        executor: "auto", "inline" or "processes"; see `make_executor`.
+        executor: "auto", "inline", "processes" or "ray"; see `make_executor`.
         devices: One device per job, in turn.
         threads: torch's threads per fold. The same number for every n_jobs gives the same bits for every
             n_jobs; "divide" divides torch's threads among the jobs; None leaves torch's number alone.
@@ -229,6 +229,33 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         view = as_data(data, y, caller="TunerCV.score")
         measures = evaluate(self._fitted_model(), view, np.arange(len(view)), self._objective, self._device())
         return measures[self.scoring_.primary]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write what the study found as one HTML file that needs no network.
+
+        Works also after a search that was interrupted, or in which every trial exploded. Learning curves
+        need the epoch records that are kept in output_dir.
+
+        Args:
+            path: The file; report.html in output_dir by default.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: the extra `report` is not installed.
+            ValueError: neither path nor output_dir.
+        """
+        from fastclip.tuner.report import StudyView, write_report
+
+        check_is_fitted(self, "study_")
+        if path is None:
+            if self._output is None:
+                raise ValueError(
+                    "TunerCV.report: neither path nor output_dir is given; expected one of them."
+                )
+            path = self._output.report_path
+        return write_report(StudyView(self.study_, self._output), path)
 
     def _check_budget(self) -> None:
         space = Space(self.space)

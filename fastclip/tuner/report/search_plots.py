@@ -1,0 +1,198 @@
+"""Pictures of a whole search: its history, where it explodes, what matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.records import TrialRecord
+from fastclip.tuner.report import style
+from fastclip.tuner.report.study_view import StudyView, number
+from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
+from fastclip.tuner.trial_run import STATUS_ATTR
+
+MIN_TRIALS_FOR_IMPORTANCE = 4
+LANE = 0.12  # height of the lane of unclipped trials, as a share of the axis
+RAIL = 0.04  # distance of trials without a score from the bad edge, as a share of the axis
+
+
+def search_history(view: StudyView) -> Figure:
+    """Draw the score of each trial and the best so far; trials without one stand at the bad edge."""
+    if not view.records:
+        raise NothingToDrawError("No trial has finished.")
+    figure = new_figure()
+    axes = figure.subplots()
+    scored = [record for record in view.records if record.has_score]
+    if scored:
+        numbers, scores = [r.number for r in scored], np.array([r.score for r in scored], dtype=float)
+        best_so_far = view.sign * np.maximum.accumulate(view.sign * scores)
+        axes.step(numbers, best_so_far, where="post", color=style.BEST_COLOUR, lw=2, label="best so far")
+        axes.scatter(numbers, scores, s=30, color=style.OUTCOME_COLOURS[Verdict.OK], label="ok", zorder=3)
+        axes.margins(y=0.15)
+    else:
+        axes.set_yticks([])
+    for status in (status for status in view.counts if status is not Verdict.OK):
+        axes.scatter(
+            [record.number for record in view.records if record.status is status],
+            [RAIL if view.sign > 0 else 1 - RAIL] * view.counts[status],
+            s=42,
+            lw=0,
+            marker=style.OUTCOME_MARKERS.get(status, style.OTHER_MARKER),
+            color=style.OUTCOME_COLOURS[status],
+            label=str(status),
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+            zorder=3,
+        )
+    last = view.records[-1].number
+    axes.set_xlim(-0.03 * last - 0.5, 1.03 * last + 0.5)  # marks on the rail do not widen the axis
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="trial", ylabel=f"{view.settings['primary']}, mean over folds")
+    legend_above(axes)
+    return figure
+
+
+def explosion_map(view: StudyView) -> Figure:
+    """Draw every trial at its rate and threshold, coloured by outcome, trials that learned by score."""
+    placed = [record for record in view.records if (number(record.params.get("lr")) or 0.0) > 0]
+    if not placed:
+        raise NothingToDrawError("No finished trial has a learning rate `lr` among its parameters.")
+    figure = new_figure(height=4.2)
+    axes = figure.subplots()
+    heights = _threshold_axis(axes, [_threshold(record) for record in placed])
+    rates = [float(record.params["lr"]) for record in placed]
+    if is_wide(rates):
+        axes.set_xscale("log")
+    for status in dict.fromkeys(record.status for record in placed):
+        points = [
+            (rate, height, record.score)
+            for rate, height, record in zip(rates, heights, placed, strict=True)
+            if record.status is status
+        ]
+        x, y, scores = zip(*points, strict=True)
+        marker = style.OUTCOME_MARKERS.get(status, style.OTHER_MARKER)
+        if status is Verdict.OK:
+            ok = axes.scatter(
+                x, y, c=scores, cmap=_score_map(view), s=62, marker=marker, ec="white", lw=0.8, zorder=3
+            )
+            figure.colorbar(ok, ax=axes, label=f"{view.settings['primary']} of the trials that trained")
+        else:
+            colour = style.OUTCOME_COLOURS[status]
+            axes.scatter(x, y, color=colour, s=70, marker=marker, ec="white", lw=0.8, label=str(status))
+    if view.best in placed:
+        at = placed.index(view.best)
+        label = f"best: trial {view.best.number}"
+        axes.scatter(
+            rates[at], heights[at], s=210, fc="none", ec=style.BEST_COLOUR, lw=2.2, label=label, zorder=4
+        )
+    axes.set(xlabel="learning rate", ylabel="threshold max_norm")
+    axes.margins(x=0.06)
+    if axes.get_legend_handles_labels()[0]:
+        legend_above(axes)
+    return figure
+
+
+def importances(view: StudyView) -> Figure:
+    """Draw how much of the variance each parameter explains: of the score, and of exploding at all."""
+    explained = (
+        ("what the score hangs on", Verdict.OK, _importance(view, _score)),
+        ("what explosions hang on", Verdict.EXPLODED, _importance(view, _has_exploded)),
+    )
+    drawn = [(label, verdict, shares) for label, verdict, shares in explained if shares]
+    if not drawn:
+        raise NothingToDrawError(
+            f"Importances need at least {MIN_TRIALS_FOR_IMPORTANCE} trials with a score and two parameters "
+            "that differ among them."
+        )
+    names = sorted(
+        {name for _, _, shares in drawn for name in shares},
+        key=lambda name: max(shares.get(name, 0.0) for _, _, shares in drawn),
+    )
+    figure = new_figure(height=1.6 + 0.5 * len(names))
+    axes = figure.subplots()
+    width = 0.76 / len(drawn)
+    for i, (label, verdict, shares) in enumerate(drawn):
+        middles = np.arange(len(names)) + (len(drawn) - 1 - 2 * i) * width / 2
+        lengths = [shares.get(name, 0.0) for name in names]
+        bars = axes.barh(middles, lengths, width, color=style.OUTCOME_COLOURS[verdict], label=label)
+        axes.bar_label(bars, fmt="{:.0%}", padding=4, fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set(xlabel="share of the variance explained (fANOVA)", xlim=(0, 1.08))
+    axes.grid(visible=False, axis="y")
+    legend_above(axes)
+    return figure
+
+
+def _threshold(record: TrialRecord) -> float | None:
+    """Return the threshold of a trial, or None when it did not clip."""
+    value = number(record.params.get("max_norm"))
+    return value if value is not None and value > 0 else None
+
+
+def _threshold_axis(axes: Axes, thresholds: Sequence[float | None]) -> list[float]:
+    """Scale the vertical axis and return where each threshold stands; None is a lane of its own on top."""
+    clipped = [threshold for threshold in thresholds if threshold is not None]
+    if not clipped:
+        axes.set_yticks([0.0], ["no clipping"])
+        axes.set_ylim(-1.0, 1.0)
+        return [0.0] * len(thresholds)
+    is_log = is_wide(clipped)
+    low, high = (math.log10(v) if is_log else v for v in (min(clipped), max(clipped)))
+    room = (high - low) or abs(high) or 1.0
+    axes.set_yscale("log" if is_log else "linear")
+
+    def place(position: float) -> float:
+        return float(10.0**position) if is_log else position
+
+    if len(clipped) < len(thresholds):
+        axes.axhspan(place(high + LANE * room), place(high + 3 * LANE * room), color="#F1F4F8", zorder=0)
+        axes.text(
+            0.01, place(high + 2.55 * LANE * room), "no clipping",
+            transform=axes.get_yaxis_transform(), va="center", fontsize=9, color="#52606D",
+        )  # fmt: skip
+        axes.set_ylim(place(low - LANE * room / 2), place(high + 3 * LANE * room))
+    lane = place(high + 2 * LANE * room)
+    return [lane if threshold is None else threshold for threshold in thresholds]
+
+
+def _score_map(view: StudyView) -> str:
+    """Return the colour map: yellow is the good end."""
+    return style.SCORE_MAP if view.sign > 0 else f"{style.SCORE_MAP}_r"
+
+
+def _importance(view: StudyView, value_of: Callable[[FrozenTrial], float]) -> dict[str, float]:
+    """Return the share of the variance per parameter, over the trials whose value is finite."""
+    told = [
+        trial
+        for trial in view.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if math.isfinite(value_of(trial))
+    ]
+    shared = set.intersection(*(set(trial.params) for trial in told)) if told else set()
+    varied = sorted(name for name in shared if len({str(trial.params[name]) for trial in told}) > 1)
+    is_constant = len({value_of(trial) for trial in told}) < 2
+    if len(told) < MIN_TRIALS_FOR_IMPORTANCE or len(varied) < 2 or is_constant:
+        return {}
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    return get_param_importances(view.study, evaluator=evaluator, params=varied, target=value_of)
+
+
+def _score(trial: FrozenTrial) -> float:
+    """Return the score of a trial that trained, NaN for the others."""
+    if trial.user_attrs.get(STATUS_ATTR) != Verdict.OK or trial.value is None:
+        return math.nan
+    return trial.value
+
+
+def _has_exploded(trial: FrozenTrial) -> float:
+    """Return 1 for a trial that exploded, 0 for one that did not, NaN for one that fastclip did not tell."""
+    status = trial.user_attrs.get(STATUS_ATTR)
+    return math.nan if status is None else float(status == Verdict.EXPLODED)

@@ -1,0 +1,118 @@
+"""Several processes share one study on a PostgreSQL server."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from postgres_server import MissingCapabilityError, postgres_server
+
+from fastclip.tuner.records import collect
+from fastclip.tuner.report import StudyView, write_report
+
+pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `test`)")
+
+N_TRIALS, N_FOLDS, N_WORKERS = 12, 2, 2
+CONFIG = """
+[study]
+name = "shared"
+storage = "{storage}"
+n_trials = {n_trials}
+max_epochs = 2
+stale_after = 5
+[model]
+factory = "tuner_cases:pid_model"
+[data]
+source = "tuner_cases:blobs"
+[cv]
+folds = {n_folds}
+[space]
+lr = {{ low = 0.01, high = 1.0, log = true }}
+folder = "{folder}"
+"""
+
+
+@pytest.fixture(scope="module")
+def storage():
+    """The storage URL of a server of one's own."""
+    try:
+        with postgres_server() as address:
+            yield f"postgresql+psycopg://{address}"
+    except MissingCapabilityError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def start():
+    """A function that starts a `fastclip tune` command."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    processes = []
+
+    def start(*arguments):
+        program = [sys.executable, "-c", "from fastclip.tuner.cli import tune; tune()"]
+        process = subprocess.Popen(
+            [*program, *map(str, arguments)], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def database(storage):
+    """The storage as this process reads it."""
+    database = optuna.storages.RDBStorage(storage)
+    yield database
+    database.remove_session()
+    database.engine.dispose()
+
+
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_killed_worker_costs_the_shared_study_no_trial(storage, database, start, tmp_path):
+    pids = tmp_path / "pids"  # every process that trains leaves its number here
+    pids.mkdir()
+    config = tmp_path / "study.toml"
+    config.write_text(CONFIG.format(storage=storage, n_trials=N_TRIALS, n_folds=N_FOLDS, folder=pids))
+    runner = start("run", config, "-o", tmp_path / "run")
+    wait_until(lambda: any(pids.iterdir()))
+    workers = [
+        start("worker", "--storage", storage, "--study", "shared", "--stale-after", 5)
+        for _ in range(N_WORKERS)
+    ]
+    wait_until(lambda: (pids / str(workers[0].pid)).exists())
+    workers[0].kill()  # while it trains its first fold
+    for process in (runner, *workers[1:]):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert {int(path.name) for path in pids.iterdir()} == {process.pid for process in (runner, *workers)}
+
+    study = optuna.load_study(study_name="shared", storage=database)
+    states = Counter(trial.state for trial in study.trials)
+    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
+    # Processes that ask at the same moment may each begin a last trial.
+    assert N_TRIALS <= states[TrialState.COMPLETE] < N_TRIALS + 1 + N_WORKERS
+    (abandoned,) = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    copies = [t for t in study.trials if t.system_attrs.get("failed_trial") == abandoned.number]
+    assert [(copy.state, copy.params) for copy in copies] == [(TrialState.COMPLETE, abandoned.params)]
+    for record in collect(study, N_FOLDS):
+        assert [fold.status for fold in record.folds] == ["ok"] * N_FOLDS
+
+    view = StudyView.open(tmp_path / "run", database)
+    assert f"{len(view.records)} of {N_TRIALS}" in write_report(view, tmp_path / "report.html").read_text()

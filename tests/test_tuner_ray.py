@@ -1,0 +1,142 @@
+"""The Ray executor on a cluster of this machine: a head without CPUs and two workers with one each."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import tuner_cases as cases
+
+from fastclip.tuner import Choice, TunerCV
+from fastclip.tuner.data import as_data
+from fastclip.tuner.executors import device_slots, make_executor
+from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.folds import FoldTask, run_fold
+from fastclip.tuner.preparation import make_context
+
+ray = pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+SPACE = {"lr": Choice([0.05, 0.1, 0.2, 0.3])}
+
+
+def context(model=cases.mlp):
+    settings = dict.fromkeys(("scoring", "loss", "patience", "target", "explosion"))
+    settings |= {"cv": 3, "refit": True, "max_epochs": 3, "seed": 0, "threads": 1, "n_jobs": 2}
+    return make_context(model, as_data(cases.blobs(), caller="test"), caller="test", **settings)
+
+
+def drain(executor, count, seconds=120):
+    deadline, results = time.monotonic() + seconds, []
+    while len(results) < count:
+        assert time.monotonic() < deadline, f"only {len(results)} of {count} folds came back"
+        results += executor.poll(1.0)
+    return sorted(results, key=lambda result: (result.trial, result.fold))
+
+
+def outcome(result):
+    values = result.to_dict()
+    return {name: values[name] for name in values if name not in ("fit_seconds", "score_seconds")}
+
+
+def tuner(model, space, **options):
+    settings = {"sampler": "grid", "cv": 2, "max_epochs": 2, "refit": False, **options}
+    return TunerCV(model, space, **settings)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        here = Path(__file__).parent
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster, workers
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="class")
+def pool(cluster):
+    executor = make_executor("ray", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=3.0)
+    yield executor
+    executor.close()
+
+
+class TestExecutor:
+    def test_folds_are_those_of_this_process(self, pool):
+        tasks = [
+            FoldTask(trial, fold, {"lr": lr}) for trial, lr in enumerate([0.1, 0.3]) for fold in range(2)
+        ]
+        for task in tasks:
+            pool.submit(task)
+        expected = [run_fold(context(), task, device_slots(None, 1)[0]) for task in tasks]
+        assert [outcome(result) for result in drain(pool, 4)] == [outcome(result) for result in expected]
+
+    def test_killed_fold_is_tried_once_more(self, pool, tmp_path):
+        marker = tmp_path / "killed"
+        pool.submit(FoldTask(0, 0, {"lr": 0.1, "kill_unless": str(marker)}))
+        (result,) = drain(pool, 1)
+        assert marker.exists()
+        assert result.status is Verdict.OK
+
+    def test_fold_that_kills_or_hangs_twice_is_given_back_and_others_finish(self, pool):
+        for trial, lr in enumerate((cases.DEADLY, cases.HANGING, 0.1)):
+            pool.submit(FoldTask(trial, 0, {"lr": lr}))
+        killed, hung, fine = drain(pool, 3)
+        assert [result.status for result in (killed, hung, fine)] == [
+            Verdict.KILLED, Verdict.KILLED, Verdict.OK,
+        ]  # fmt: skip
+        assert "the Ray worker was lost" in killed.message
+        assert "the Ray worker took no step for" in hung.message
+        assert killed.message.endswith("2 times")
+
+
+class TestSearch:
+    def test_pruning_works_across_the_cluster(self, cluster):
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+        search = tuner(
+            cases.mlp, {"lr": Choice([0.1, 0.2, 1e-7])}, executor="ray", n_jobs=2, max_epochs=4, pruner=pruner
+        ).fit(cases.blobs())  # fmt: skip
+        assert [record.status for record in search.records_][2] is Verdict.PRUNED
+
+    def test_worker_that_cannot_start_ends_the_search_with_its_reason(self, cluster, tmp_path, monkeypatch):
+        (tmp_path / "only_here.py").write_text("from tuner_cases import mlp as f\ndef make(p): return f(p)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        import only_here
+
+        with pytest.raises(
+            RuntimeError, match=r"(?s)first worker to start failed.*No module named 'only_here'"
+        ):
+            tuner(only_here.make, SPACE, executor="ray").fit(cases.blobs())
+
+    def test_lost_machine_costs_no_trial(self, cluster, tmp_path):
+        """Last of all: it leaves the cluster with one worker."""
+        machines, workers = cluster
+
+        def lose_a_machine(study, trial):
+            if trial.number == 0:
+                machines.remove_node(workers[1], allow_graceful=False)
+
+        (tmp_path / "ray").mkdir()
+        space = {**SPACE, "folder": str(tmp_path / "ray")}
+        lossy = tuner(cases.pid_model, space, executor="ray", n_jobs=2, callbacks=[lose_a_machine])
+        lossy.fit(cases.blobs())
+        assert len(list((tmp_path / "ray").iterdir())) == 2  # both trained, and nothing replaced the lost one
+        assert {record.status for record in lossy.records_} == {Verdict.OK}
+        (tmp_path / "here").mkdir()
+        here = tuner(cases.pid_model, {**SPACE, "folder": str(tmp_path / "here")}).fit(cases.blobs())
+        scores = [search.cv_results_["mean_test_score"].tolist() for search in (lossy, here)]
+        assert scores[0] == scores[1]
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "fastclip.tuner.ray_workers", raising=False)
+    with pytest.raises(ImportError, match=r"ray is not installed; expected the extra `ray`"):
+        tuner(cases.mlp, SPACE, executor="ray").fit(cases.blobs())
