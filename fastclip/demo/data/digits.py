@@ -1,32 +1,12 @@
-"""Real inputs that need no download, as tensors ready to train on."""
+"""Handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import sklearn.datasets
 import torch
 from sklearn.model_selection import train_test_split
-from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ClassificationData:
-    """Labelled inputs, parted into those to train on and those to test on.
-
-    Attributes:
-        train_inputs: float32, one row per example.
-        train_labels: int64 class of each row, 0 to num_classes - 1.
-        test_inputs: like train_inputs, held out.
-        test_labels: like train_labels, held out.
-        num_classes: number of classes.
-    """
-
-    train_inputs: Tensor
-    train_labels: Tensor
-    test_inputs: Tensor
-    test_labels: Tensor
-    num_classes: int
+from fastclip.demo.data.classification import ClassificationData
 
 
 def load_digits(*, test_size: float = 0.2, seed: int = 0) -> ClassificationData:
