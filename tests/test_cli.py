@@ -134,14 +134,58 @@ def test_bench_ends_with_1_and_no_file_when_the_check_is_red(
 def test_demo_passes_its_options_and_exit_code_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    def run(output: Path, *, epochs: int, seed: int) -> int:
-        seen.extend([output, epochs, seed])
+    def run(output: Path, **options: object) -> int:
+        seen.append((output, options))
         return 3
 
     monkeypatch.setattr("fastclip.demo.run", run)
-    result = CliRunner().invoke(cli, ["demo", "--output", str(tmp_path), "--epochs", "2", "--seed", "5"])
+    images = tmp_path / "images"
+    images.mkdir()
+    result = CliRunner().invoke(
+        cli,
+        [
+            *("demo", "--task", "imagefolder", "--data", str(images), "--output", str(tmp_path)),
+            *("--epochs", "2", "--seed", "5", "--no-search"),
+        ],
+    )
     assert result.exit_code == 3
-    assert seen == [tmp_path, 2, 5]
+    options = {"task": "imagefolder", "data": images, "epochs": 2, "seed": 5, "search": False}
+    assert seen == [(tmp_path, options)]
+
+
+def test_demo_has_its_own_epochs_and_ends_with_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr("fastclip.demo.run", lambda output, **options: seen.update(options) or 0)
+    assert CliRunner().invoke(cli, ["demo"]).exit_code == 0
+    assert seen == {"task": "digits", "data": None, "epochs": None, "seed": 0, "search": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "cifar10"], "cifar10 needs a folder to read. Name it by --data."),
+        (["--task", "charlm", "--data", "."], "charlm, which brings its data; expected none."),
+        (["--task", "mnist", "--data", "."], "holds neither train-images-idx3-ubyte nor"),
+        (["--task", "mnist", "--data", "nowhere"], "'nowhere' does not exist"),
+        (["--task", "imagenet"], "'imagenet' is not one of 'digits', 'charlm'"),
+    ],
+)
+def test_demo_turns_down_data_before_any_work(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastclip.bench.run", lambda *_, **__: pytest.fail("the run was started"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["demo", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_offers_every_task() -> None:
+    from fastclip.demo.tasks import TASKS
+
+    (option,) = (option for option in cli.commands["demo"].params if option.name == "task")
+    assert tuple(option.type.choices) == TASKS
 
 
 @pytest.mark.parametrize(
@@ -151,6 +195,8 @@ def test_demo_passes_its_options_and_exit_code_on(tmp_path: Path, monkeypatch: p
         ("rich", "cli", ["info"]),
         ("matplotlib", "report", ["bench", "--models", "tiny", "--plot", "x.png"]),
         ("sklearn", "demo", ["demo"]),
+        ("PIL", "demo", ["demo"]),
+        ("optuna", "demo", ["demo"]),
     ],
 )
 def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:

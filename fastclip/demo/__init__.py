@@ -1,8 +1,9 @@
-"""The demo: clip real gradients, rescue a network that explodes, show the speed beside torch's."""
+"""The demo: speed beside torch's, a network that only clipping rescues, a search for its parameters."""
 
-_EXTRA = frozenset({"matplotlib", "rich", "sklearn"})
+_EXTRA = frozenset({"PIL", "matplotlib", "optuna", "rich", "sklearn"})
 
 try:
+    from fastclip.demo.data import DataError
     from fastclip.demo.run import run
 except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] not in _EXTRA:
@@ -13,4 +14,4 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-__all__ = ["run"]
+__all__ = ["DataError", "run"]

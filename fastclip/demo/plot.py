@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from fastclip.demo.tasks import Measure
 from fastclip.demo.training import History
 
 _Style: TypeAlias = "tuple[str, str | tuple[int, tuple[int, int]], float]"
@@ -32,7 +33,13 @@ _LEARNED = 0.8
 
 
 def plot_histories(
-    histories: Mapping[str, History], path: Path, *, title: str, subtitle: str, num_classes: int
+    histories: Mapping[str, History],
+    path: Path,
+    *,
+    title: str,
+    subtitle: str,
+    measure: Measure,
+    guessing_loss: float,
 ) -> None:
     """Write a PNG with the loss and the gradient norm of each run over its steps, both logarithmic.
 
@@ -45,37 +52,43 @@ def plot_histories(
         path: File to write; an existing one is replaced.
         title: The result, in one line.
         subtitle: The setting, in one line.
-        num_classes: Places the line of guessing, a loss of ln(num_classes).
+        measure: Says how each run was judged.
+        guessing_loss: Loss of guessing, in nats, where a line is drawn.
     """
     figure = Figure(figsize=(10, 7.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-    loss_axes.set_title(subtitle, loc="left", fontsize=10, color="0.35")
-    guessing = math.log(num_classes)
 
     for (name, history), style in zip(histories.items(), _STYLES, strict=False):
-        losses = f"{name}: {history.accuracy:.1%} of the test images right"
+        losses = f"{name}: {measure.name} {measure.show(history.score)}"
         norms = (
             f"{name}: largest norm {history.largest_norm:.3g}, {history.clipped_share:.0%} of steps clipped"
         )
         _draw_curve(loss_axes, history.losses, style, losses)
         _draw_curve(norm_axes, history.norms, style, norms)
-        _draw_collapse(loss_axes, history.losses, style, name, guessing)
+        _draw_collapse(loss_axes, history.losses, style, name, guessing_loss)
 
-    _draw_level(loss_axes, guessing, f"guessing\nln {num_classes}")
+    _draw_level(loss_axes, guessing_loss, "guessing")
     for max_norm in sorted({history.max_norm for history in histories.values()} - {math.inf}):
         _draw_level(norm_axes, max_norm, f"threshold {max_norm:g}\nclipped above")
 
     loss_axes.set_ylabel("training loss (nats)")
     norm_axes.set_ylabel("gradient norm before clipping")
     norm_axes.set_xlabel("step")
-    for axes in (loss_axes, norm_axes):
+    for axes, heading in ((loss_axes, subtitle), (norm_axes, None)):
         axes.set_yscale("log")
         axes.margins(x=0, y=0.12)
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower left", framealpha=0.85, edgecolor="none")
+        axes.legend(
+            title=heading,
+            alignment="left",
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            edgecolor="none",
+            ncols=2,
+        )
     figure.savefig(path)
 
 

@@ -1,0 +1,100 @@
+"""What a rescue needs to know of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What every run of one comparison has in common.
+
+    Attributes:
+        learning_rate: Rate of SGD, far above what the network stands unclipped.
+        momentum: Momentum of SGD.
+        max_norm: Threshold of the clipped runs.
+        batch_size: Examples in a step; the last batch of an epoch may be smaller.
+        epochs: Passes over the training examples.
+        seed: Seed of the initial weights and of the order of the examples.
+    """
+
+    learning_rate: float
+    momentum: float
+    max_norm: float
+    batch_size: int
+    epochs: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a network is judged on what was held out.
+
+    Attributes:
+        name: "test accuracy", for example.
+        template: Format of a value, with its unit.
+        is_loss: Whether less is better.
+    """
+
+    name: str
+    template: str
+    is_loss: bool = False
+
+    def show(self, value: float) -> str:
+        """Return a value with its unit."""
+        return self.template.format(value)
+
+    def is_at_least(self, value: float, bound: float) -> bool:
+        """Tell whether a value is as good as the bound or better; nan never is."""
+        return value <= bound if self.is_loss else value >= bound
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """How the runs of a task end when clipping rescues it.
+
+    Attributes:
+        unclipped: Without clipping the score must be worse than this.
+        clipped: With clipping it must be at least as good as this.
+    """
+
+    unclipped: float
+    clipped: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A model with what it is trained and tested on.
+
+    Attributes:
+        name: Stem of the files that are written.
+        title: The model in words, for the head of a table.
+        recipe: How it is trained.
+        measure: How it is judged.
+        guessing_loss: Loss of guessing, in nats.
+        expectation: How it ends, or None where that is unknown, as with a user's own images.
+    """
+
+    name: str
+    title: str
+    recipe: Recipe
+    measure: Measure
+    guessing_loss: float
+    expectation: Expectation | None = None
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """Return a new model, initialised from torch's random state."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, shuffle: torch.Generator) -> Iterator[Tensor]:
+        """Yield the loss of each batch of one epoch, worked out when it is asked for."""
+
+    @abstractmethod
+    def score(self, model: nn.Module) -> float:
+        """Return the measure of a model on what was held out."""

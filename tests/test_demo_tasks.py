@@ -1,0 +1,180 @@
+"""The demo's tasks: what they train on, how they are judged, and that clipping decides how they end."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from sklearn.datasets import load_digits
+from test_demo_data import CIFAR_NAMES, idx
+from torch.nn import functional as F
+
+from fastclip.bench.runner import torch_threads
+from fastclip.demo import run
+from fastclip.demo.data import load_text
+from fastclip.demo.models import BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
+from fastclip.demo.rescue import CLIPS, rescue
+from fastclip.demo.search import FOLDER, REPORT, search_digits
+from fastclip.demo.tasks import FROM_FOLDER, TASKS, Measure, make_task
+
+NETWORKS = {"cifar10": FourConvCNN, "imagefolder": BatchNormCNN, "mnist": SimpleNet}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with torch_threads(1):
+        yield
+
+
+def log_console():
+    return Console(file=io.StringIO(), width=200)
+
+
+def digit_images(count, size):
+    """The first of scikit-learn's digits, enlarged, as bytes."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels[:count].reshape(-1, 1, 8, 8)) * 15
+    return F.interpolate(images, size=(size, size), mode="bilinear").byte().numpy(), labels[:count]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder of small files in the format of each task."""
+    made = {name: tmp_path_factory.mktemp(name) for name in FROM_FOLDER}
+    images, labels = digit_images(180, 32)
+    records = np.column_stack([labels.astype(np.uint8), images.repeat(3, axis=1).reshape(180, -1)])
+    for name, part in zip(CIFAR_NAMES, np.split(records, 6), strict=True):
+        part.tofile(made["cifar10"] / name)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (made["imagefolder"] / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(made["imagefolder"] / str(label) / f"{number}.png")
+    images, labels = digit_images(180, 28)
+    for name, rows in (("train", slice(150)), ("t10k", slice(150, None))):
+        (made["mnist"] / f"{name}-images-idx3-ubyte").write_bytes(idx(images[rows, 0]))
+        (made["mnist"] / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
+    return made
+
+
+@pytest.mark.parametrize("name", FROM_FOLDER)
+def test_images_from_a_folder_are_trained_on_and_shown_without_judgement(name, folders, tmp_path):
+    task = make_task(name, folders[name], epochs=1)
+    assert isinstance(task.make_model(), NETWORKS[name])
+    console = log_console()
+    assert rescue(console, tmp_path, task, CLIPS)
+    assert (tmp_path / f"{name}.png").stat().st_size > 0
+    log = console.file.getvalue()
+    assert "Test accuracy: unclipped " in log
+    assert "fastclip 0.25 " in log
+
+
+def test_charlm_explodes_unclipped_and_learns_clipped(tmp_path):
+    console = log_console()
+    task = replace(make_task("charlm"), data=load_text(200_000))
+    assert rescue(console, tmp_path, task, {"fastclip": CLIPS["fastclip"]}), console.file.getvalue()
+    assert (tmp_path / "charlm.png").stat().st_size > 0
+    assert "bits/char" in console.file.getvalue()
+
+
+def test_charlm_fails_when_nothing_is_clipped(tmp_path):
+    console = log_console()
+    task = replace(make_task("charlm"), data=load_text(40_000))
+    assert not rescue(console, tmp_path, task, {"idle": lambda parameters, max_norm: torch.tensor(1.0)})
+    assert "idle 0.25 reached" in console.file.getvalue()
+
+
+def test_bits_of_a_network_that_guesses():
+    task = make_task("charlm")
+    model = task.make_model()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert task.score(model) == pytest.approx(task.guessing_loss / math.log(2), rel=1e-5)
+    assert task.guessing_loss == pytest.approx(math.log(len(task.data.alphabet)))
+
+
+def test_text_is_read_in_columns_without_a_gap():
+    task = make_task("charlm")
+    seen = []
+
+    class Spy(CharRNN):
+        def read_on(self, characters, state):
+            seen.append((characters, state is None))
+            return super().read_on(characters, state)
+
+    losses = task.losses(Spy(len(task.data.alphabet)), torch.Generator())
+    for _ in range(3):
+        next(losses)
+    stretches, is_first = zip(*seen, strict=True)
+    assert is_first == (True, False, False)
+    columns = torch.cat(stretches, dim=1)
+    assert columns.shape == (20, 3 * 35)
+    length = len(task.data.train) // 20
+    assert torch.equal(columns[0], task.data.train[:105])
+    assert torch.equal(columns[7], task.data.train[7 * length : 7 * length + 105])
+
+
+def test_every_image_is_seen_once_in_an_epoch():
+    task = make_task("digits")
+    sizes = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, images):
+            sizes.append(len(images))
+            return torch.zeros(len(images), 10)
+
+    losses = list(task.losses(Spy(), torch.Generator()))
+    assert sum(sizes) == len(task.data.train_labels)
+    assert set(sizes[:-1]) == {32}
+    assert losses[0] == pytest.approx(task.guessing_loss)
+
+
+def test_a_measure_never_takes_nan_for_good():
+    accuracy, bits = Measure("accuracy", "{:.0%}"), Measure("bits", "{:.1f} bits", is_loss=True)
+    assert accuracy.is_at_least(0.9, 0.9)
+    assert not accuracy.is_at_least(0.8, 0.9)
+    assert bits.is_at_least(2.0, 2.5)
+    assert not bits.is_at_least(3.0, 2.5)
+    assert not accuracy.is_at_least(math.nan, 0.9)
+    assert not bits.is_at_least(math.nan, 2.5)
+    assert (accuracy.show(0.5), bits.show(2.25)) == ("50%", "2.2 bits")
+
+
+def test_unknown_task_lists_the_tasks():
+    with pytest.raises(ValueError, match=", ".join(TASKS)):
+        make_task("imagenet")
+
+
+def test_epochs_replace_those_of_the_recipe():
+    assert make_task("digits").recipe.epochs == 10
+    assert make_task("digits", epochs=3).recipe.epochs == 3
+
+
+def test_search_finds_parameters_tests_them_and_can_be_repeated(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "trials.csv").write_text("of an earlier run")
+    console = log_console()
+    assert not search_digits(console, tmp_path, n_trials=2, max_epochs=1, n_jobs=1)
+    log = console.file.getvalue()
+    assert "Best of 2 trials" in log
+    assert "test accuracy" in log
+    assert "expected at least 93%" in log
+    assert "</html>" in (tmp_path / REPORT).read_text(encoding="utf-8")
+    assert len((tmp_path / FOLDER / "trials.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("is_found", "code"), [(True, 0), (False, 1)])
+def test_exit_code_is_that_of_the_search_too(monkeypatch, tmp_path, is_found, code):
+    monkeypatch.setattr("fastclip.bench.run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("fastclip.bench.table.render", lambda results: "")
+    module = importlib.import_module("fastclip.demo.run")  # the name in the package is the function
+    monkeypatch.setattr(module, "rescue", lambda *args: True)
+    monkeypatch.setattr(module, "search_digits", lambda *args, **kwargs: is_found)
+    assert run(tmp_path) == code
+    assert run(tmp_path, search=False) == 0
+    assert run(tmp_path, task="charlm") == 0
