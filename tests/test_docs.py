@@ -17,9 +17,13 @@ FILE_NAME = re.compile(r"# (\S+\.(?:py|toml))\n")
 
 COMMANDS = """
 import sys
-from fastclip.tuner.cli import tune
+from fastclip.cli import cli
 for line in sys.stdin:
-    tune(line.split()[2:], standalone_mode=False)
+    try:
+        cli(line.split()[1:])
+    except SystemExit as end:
+        if end.code:
+            raise
 """
 
 
