@@ -64,10 +64,11 @@ class ProcessExecutor:
         hang_timeout: float = 600.0,
     ) -> None:
         self.slots = len(devices)
+        payload = _pickle(context)
         # A file, because a worker reads a pipe only after importing torch and would keep the parent waiting.
         self._folder = tempfile.TemporaryDirectory(prefix="fastclip-")
         self._context_path = Path(self._folder.name) / "context.pickle"
-        self._context_path.write_bytes(_pickle(context))
+        self._context_path.write_bytes(payload)
         self._on_epoch = on_epoch
         self._hang_timeout = hang_timeout
         self._workers = [self._start(device) for device in devices]
