@@ -155,6 +155,11 @@ class TestEpochs:
         text = advice(self.study(tmp_path, [0.5, 0.9, 0.9, 0.9], [2.0, 1.0, 1.1, 1.5]))
         assert "is lowest after epoch 2 and rises to 1.5 from 1: set patience" in text
 
+    def test_better_score_at_a_worse_loss_is_overfitting(self, tmp_path):
+        text = advice(self.study(tmp_path, [0.5, 0.6, 0.7, 0.9], [2.0, 1.0, 1.1, 1.5]))
+        assert "is lowest after epoch 2" in text
+        assert "raise max_epochs" not in text
+
     def test_flat_end(self, tmp_path):
         text = advice(self.study(tmp_path, [0.5, 0.9, 0.91, 0.9], [2.0, 1.0, 1.0, 1.0]))
         assert "Nothing stands in the way" in text

@@ -63,7 +63,7 @@ def cluster():
 
 @pytest.fixture(scope="class")
 def pool(cluster):
-    executor = make_executor("ray", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=3.0)
+    executor = make_executor("ray", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=6.0)
     yield executor
     executor.close()
 

@@ -125,8 +125,12 @@ class TestPage:
     def test_failing_leaves_the_old_file(self, run, tmp_path, monkeypatch):
         path = tmp_path / "report.html"
         path.write_text("old")
-        monkeypatch.setattr(writing, "next_steps", lambda view: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+
+        def fail(handle):
+            raise OSError("no space left")
+
+        monkeypatch.setattr("fastclip.tuner.files.os.fsync", fail)
+        with pytest.raises(OSError, match="no space left"):
             write_report(StudyView.open(run), path)
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
@@ -352,6 +356,21 @@ class TestPictures:
         assert score["max_norm"] > 0.9
         assert explosion["lr"] > 0.9
         assert sum(score.values()) == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+    def test_importance_does_not_depend_on_the_scale_of_the_score(self, scale):
+        study = MadeUpStudy()
+        for i in range(12):
+            study.add(scored(scale * (i % 4)), lr=0.01 * (i + 1), max_norm=0.1 * (i % 4 + 1))
+        axes = drawing(study.view, "importances")[0]
+        assert axes.get_yticklabels()[-1].get_text() == "max_norm"
+
+    def test_scores_equal_but_for_rounding_have_no_importance(self, tmp_path):
+        study = MadeUpStudy()
+        for i in range(8):
+            study.add(scored(0.9 + 1e-13 * i), lr=0.01 * (i + 1), max_norm=0.1 * (i % 4 + 1))
+        page = Page(write_report(study.view, tmp_path / "report.html"))
+        assert "Importances need at least" in page.text
 
 
 def test_missing_extra_is_named():

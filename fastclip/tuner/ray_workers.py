@@ -97,18 +97,19 @@ class RayExecutor:
         deadline = time.monotonic() + timeout
         results: list[FoldResult] = []
         while not results:
-            results += [lost for i in range(self.slots) if (lost := self._replace_if_hung(i)) is not None]
             self._hand_out()
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             self._check_for_workers()
             awaited = {worker.message: i for i, worker in enumerate(self._workers) if _is_awaited(worker)}
-            ready, _ = ray.wait(list(awaited), timeout=min(left, BEAT_SECONDS))
-            for reference in ready:
-                result = self._receive(awaited[reference], reference)
-                if result is not None:
-                    results.append(result)
+            if not awaited:
+                break
+            ray.wait(list(awaited), timeout=min(left, BEAT_SECONDS))
+            ready, _ = ray.wait(list(awaited), num_returns=len(awaited), timeout=0)  # all that is there
+            ended = [self._receive(awaited[reference], reference) for reference in ready]
+            ended += [self._replace_if_hung(i) for i in range(self.slots)]  # once its messages are read
+            results += [result for result in ended if result is not None]
         return results
 
     def close(self) -> None:
@@ -215,6 +216,7 @@ class _FoldTrainer:
         self._last_beat = 0.0
 
     def train(self, task: FoldTask) -> None:
+        self._messages.put(("beat", None))  # the time before was the cluster's and not the fold's
         report = self._report if self._has_epoch_callback else None
         result = run_fold(self._context, task, self._device, on_epoch=report, on_step=self._beat)
         self._messages.put(("result", result))
