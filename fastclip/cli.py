@@ -1,4 +1,4 @@
-"""The `fastclip` command: info, bench, demo."""
+"""The `fastclip` command: info, bench, demo, tune."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def cli() -> None:
     fastclip info            what is installed, and which kernels will run
     fastclip bench --quick   how fast clipping is here, beside torch's own
     fastclip demo            watch clipping rescue a network that explodes
+    fastclip tune --help     find rate, threshold and initialisation together
     """
 
 
@@ -237,6 +238,18 @@ def demo(task: str, data: Path | None, output: Path, epochs: int | None, seed: i
     except DataError as error:
         raise click.UsageError(str(error)) from error
     sys.exit(code)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def tune(arguments: tuple[str, ...]) -> None:
+    """Find learning rate, threshold and initialisation by cross-validation: see `fastclip tune --help`."""
+    # The tuner takes seconds to load, which the other commands need not wait for.
+    try:
+        from fastclip.tuner.cli import tune as tuner
+    except ImportError as error:
+        raise click.UsageError(str(error)) from error
+    tuner.main(arguments, prog_name="fastclip tune")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,9 @@ def test_demo_offers_every_task() -> None:
         ("rich", "cli", ["info"]),
         ("matplotlib", "report", ["bench", "--models", "tiny", "--plot", "x.png"]),
         ("sklearn", "demo", ["demo"]),
+        ("optuna", "tune", ["tune", "--help"]),
         ("PIL", "demo", ["demo"]),
+        ("optuna", "demo", ["demo"]),
     ],
 )
 def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
@@ -207,6 +209,20 @@ def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[
     assert f"{module} is not installed" in result.stderr
     assert f"pip install 'fastclip[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_tune_hands_its_arguments_on(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli, ["tune", *arguments])
+    assert result.exit_code == 0
+    usage = " ".join(["Usage: fastclip tune", *arguments[:-1]])
+    assert result.output.startswith(usage)
+
+
+def test_tune_does_not_hide_the_exit_code(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["tune", "validate", str(tmp_path / "nowhere.toml")])
+    assert result.exit_code != 0
+    assert "nowhere.toml does not exist" in result.output
 
 
 def test_another_missing_module_is_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_demo_needs_no_pyplot():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fastclip.__file__).parent.parent)
 
 
-@pytest.mark.parametrize("package", ["PIL", "matplotlib", "rich", "sklearn"])
+@pytest.mark.parametrize("package", ["PIL", "matplotlib", "optuna", "rich", "sklearn"])
 def test_missing_extra_says_its_name(monkeypatch, package):
     for name in [name for name in sys.modules if name.split(".")[:2] == ["fastclip", "demo"]]:
         monkeypatch.delitem(sys.modules, name)

@@ -21,7 +21,7 @@ from fastclip.demo import run
 from fastclip.demo.data import load_text
 from fastclip.demo.models import BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
 from fastclip.demo.rescue import CLIPS, rescue
-from fastclip.demo.search import FOLDER, search_digits
+from fastclip.demo.search import FOLDER, REPORT, search_digits
 from fastclip.demo.tasks import FROM_FOLDER, TASKS, Measure, make_task
 
 NETWORKS = {"cifar10": FourConvCNN, "imagefolder": BatchNormCNN, "mnist": SimpleNet}
@@ -119,19 +119,33 @@ def test_text_is_read_in_columns_without_a_gap():
     assert torch.equal(columns[7], task.data.train[7 * length : 7 * length + 105])
 
 
+def test_the_loss_of_a_stretch_is_that_of_its_next_characters():
+    task = make_task("charlm")
+    torch.manual_seed(0)
+    model = task.make_model()
+    columns = task.data.train[: len(task.data.train) // 20 * 20].view(20, -1)
+    expected = F.cross_entropy(model(columns[:, :35]).flatten(0, 1), columns[:, 1:36].flatten())
+    torch.testing.assert_close(next(task.losses(model, torch.Generator())), expected)
+
+
 def test_every_image_is_seen_once_in_an_epoch():
     task = make_task("digits")
-    sizes = []
+    sizes, is_training = [], []
 
     class Spy(torch.nn.Module):
         def forward(self, images):
             sizes.append(len(images))
+            is_training.append(self.training)
             return torch.zeros(len(images), 10)
 
-    losses = list(task.losses(Spy(), torch.Generator()))
+    model = Spy().eval()
+    losses = list(task.losses(model, torch.Generator()))
     assert sum(sizes) == len(task.data.train_labels)
     assert set(sizes[:-1]) == {32}
     assert losses[0] == pytest.approx(task.guessing_loss)
+    assert all(is_training)
+    assert task.score(model) == pytest.approx(0.1, abs=0.02)
+    assert not is_training[-1]
 
 
 def test_a_measure_never_takes_nan_for_good():
@@ -164,6 +178,7 @@ def test_search_finds_parameters_tests_them_and_can_be_repeated(tmp_path):
     assert "Best of 2 trials" in log
     assert "test accuracy" in log
     assert "expected at least 93%" in log
+    assert "</html>" in (tmp_path / REPORT).read_text(encoding="utf-8")
     assert len((tmp_path / FOLDER / "trials.csv").read_text().splitlines()) == 3
 
 

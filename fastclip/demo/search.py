@@ -40,7 +40,7 @@ def search_digits(
     console: Console,
     output: Path,
     *,
-    n_trials: int = 12,
+    n_trials: int = 16,
     max_epochs: int = 5,
     n_jobs: int = 2,
     seed: int = 0,
@@ -79,6 +79,7 @@ def search_digits(
         )
         tuner.fit(data.train_inputs, data.train_labels)
     accuracy = tuner.score(data.test_inputs, data.test_labels)
+    report = tuner.report(output / REPORT)
     is_found = accuracy >= FOUND
     best = tuner.best_params_
     console.print(
@@ -93,4 +94,5 @@ def search_digits(
         style="green" if is_found else "red",
         soft_wrap=True,
     )
+    console.print(f"Report of the search: {report}", soft_wrap=True)
     return is_found

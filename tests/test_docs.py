@@ -1,0 +1,87 @@
+"""The pages in docs/: what they tell a reader to type runs as it stands, from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TUNING = ROOT / "docs" / "tuning.md"
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# (\S+\.(?:py|toml))\n")
+
+COMMANDS = """
+import sys
+from fastclip.cli import cli
+for line in sys.stdin:
+    try:
+        cli(line.split()[1:])
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def blocks(language):
+    """The blocks of one language that are to be run or saved, in the order of the page."""
+    return [text for kind, text in BLOCK.findall(TUNING.read_text(encoding="utf-8")) if kind == language]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the reader works: the files that the page says to save are there."""
+    made = tmp_path_factory.mktemp("reader")
+    for text in [*blocks("python"), *blocks("toml")]:
+        if named := FILE_NAME.match(text):
+            (made / named[1]).write_text(text, encoding="utf-8")
+    return made
+
+
+def run_in(folder, code, *, text=""):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=text,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_code_runs_from_nan_to_a_network_that_learns(folder):
+    code = [text for text in blocks("python") if not FILE_NAME.match(text)]
+    assert len(code) == 5
+    # One thread: several gain nothing on a network this small. Half the trials are enough.
+    page = "\n".join(["import torch", "torch.set_num_threads(1)", *code])
+    assert page.count("n_trials=12") == 1
+    log = run_in(folder, page.replace("n_trials=12", "n_trials=6"))
+    assert re.search(r"the loss is (nan|inf); the last norms were .*'(nan|inf)'\]", log)
+    assert "'0.weight': Nonfinite(" in log
+    assert "exploded at step" in log
+    assert "max_norm None: accuracy -inf, 0% of steps clipped" in log
+    assert "chosen: {'lr_x_max_norm':" in log
+    on_new_data = re.search(r"on new data (\S+)", log)
+    assert float(on_new_data[1]) > 0.85
+    loss = re.search(r"after 500 steps the loss is (\S+);", log)
+    assert float(loss[1]) < 1.0
+    assert (folder / "runs" / "first" / "report.html").stat().st_size > 0
+
+
+def test_commands_run(folder):
+    commands = [
+        line for text in blocks("sh") for line in text.splitlines() if line.startswith("fastclip tune ")
+    ]
+    names = [line.split()[2] for line in commands]
+    assert names == ["validate", "suggest-clip", "run", "status", "report"]
+    log = run_in(folder, COMMANDS, text="\n".join(commands))
+    assert "3 trials: best" in log
+    assert (folder / "runs" / "second" / "report.html").stat().st_size > 0
+    assert list((folder / "runs" / "second" / "plots").glob("*.png"))
