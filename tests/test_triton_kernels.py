@@ -197,6 +197,16 @@ def test_accepted_error_of_constants(dtype: torch.dtype, value: float) -> None:
         assert error <= limit * want, (norm_type, numel)
 
 
+@pytest.mark.parametrize("value", [1.7e-20, 3e-22, 2.5e-19, 1.5e19])
+def test_squares_that_float32_can_hold_but_not_well(value: float) -> None:
+    """Subnormal squares have few bits, and sums of the largest overflow though no square does."""
+    tensor = torch.full((300,), value)
+    want = reference.total_norm([tensor])
+    assert fastclip.get_total_norm(tensor).item() == pytest.approx(
+        want, rel=tolerance.ACCEPTED_NORM_ERROR, abs=0
+    )
+
+
 def test_same_bits_on_every_run() -> None:
     tensors = BY_NAME["mixed_dtypes"].tensors("cpu", torch.float32)
     for norm_type in (1.0, 2.0, math.inf, 2.5):
