@@ -36,6 +36,7 @@ test: $(EXTENSION)  ## Run the test suite.
 
 bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/.
 	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
+	$(BIN)/fastclip bench --steps --json benchmarks/results/cpu_steps.json
 	$(BIN)/python benchmarks/update_readme.py
 
 lint: $(EXTENSION)  ## Check style and types of Python and C++.
