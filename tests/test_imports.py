@@ -23,7 +23,6 @@ FORBIDDEN = (
         "fastclip.bench",
         "fastclip.demo",
         "fastclip.cli",
-        "fastclip.optim",
         "fastclip.kernels",
     ),
 )
