@@ -17,6 +17,25 @@ bool same_layout(const dlpack::Tensor& a, const dlpack::Tensor& b) {
   return true;
 }
 
+// Where the last call found each tensor it read, in order. Tensors are scattered over the heap and seldom in
+// cache, so the next call fetches them ahead. An address that no longer holds one is fetched in vain, and
+// never read. Guarded by the GIL.
+struct Whereabouts {
+  const char* object;
+  const char* description;
+  const char* elements;
+};
+std::vector<Whereabouts> g_last_seen;
+
+constexpr size_t kFetchAhead = 16;
+constexpr ptrdiff_t kCacheLine = 64;
+
+void fetch(const Whereabouts& tensor) {
+  __builtin_prefetch(tensor.object);
+  for (ptrdiff_t line = -1; line <= 1; ++line) __builtin_prefetch(tensor.description + line * kCacheLine);
+  __builtin_prefetch(tensor.elements);
+}
+
 double load(const void* data, DType dtype) {
   return dtype == DType::kFloat64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
 }
@@ -37,6 +56,18 @@ StepList::~StepList() {
   for (PyObject* tensor : grad_tensors_) Py_DECREF(tensor);
   for (PyObject* tensor : param_tensors_) Py_DECREF(tensor);
   for (PyObject* tensor : state_tensors_) Py_DECREF(tensor);
+}
+
+const char* StepList::read(PyObject* tensor, dlpack::Tensor* view, Span* span) {
+  if (num_read_ + kFetchAhead < g_last_seen.size()) fetch(g_last_seen[num_read_ + kFetchAhead]);
+  const char* obstacle = read_tensor(tensor, dlpack::kCpu, view, span);
+  if (obstacle != nullptr) return obstacle;
+  if (num_read_ == g_last_seen.size()) g_last_seen.emplace_back();
+  const auto* object = reinterpret_cast<const char*>(tensor);
+  const auto* shape = reinterpret_cast<const char*>(view->shape);  // beside what describes the tensor
+  g_last_seen[num_read_++] = {object, shape == nullptr ? object : shape,
+                              static_cast<const char*>(span->data)};
+  return nullptr;
 }
 
 bool StepList::decline(const std::string& what) {
@@ -61,7 +92,7 @@ double StepList::count(PyObject* entries) {
   PyObject* tensor = PyDict_GetItemWithError(entries, step_name);
   dlpack::Tensor view;
   Span span;
-  if (tensor == nullptr || read_tensor(tensor, dlpack::kCpu, &view, &span) != nullptr || span.numel != 1 ||
+  if (tensor == nullptr || read(tensor, &view, &span) != nullptr || span.numel != 1 ||
       (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
     decline("its state holds no step of one float32 or float64 on the CPU");
     return -1;
@@ -81,7 +112,7 @@ bool StepList::add_state(PyObject* entries, const StepGroup& group, const Span& 
     if (tensor == nullptr) return decline("its state has no " + name());
     dlpack::Tensor view;
     Span span;
-    if (const char* obstacle = read_tensor(tensor, dlpack::kCpu, &view, &span)) {
+    if (const char* obstacle = read(tensor, &view, &span)) {
       return decline("its " + name() + " " + obstacle);
     }
     if (span.dtype != param.dtype || !same_layout(view, layout)) {
@@ -97,10 +128,10 @@ bool StepList::add_state(PyObject* entries, const StepGroup& group, const Span& 
 bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   dlpack::Tensor param_view, grad_view;
   Span param_span, grad_span;
-  if (const char* obstacle = read_tensor(param, dlpack::kCpu, &param_view, &param_span)) {
+  if (const char* obstacle = read(param, &param_view, &param_span)) {
     return decline(std::string("it ") + obstacle);
   }
-  if (const char* obstacle = read_tensor(grad, dlpack::kCpu, &grad_view, &grad_span)) {
+  if (const char* obstacle = read(grad, &grad_view, &grad_span)) {
     return decline(std::string("its gradient ") + obstacle);
   }
   if (grad_span.dtype != param_span.dtype || !same_layout(grad_view, param_view)) {

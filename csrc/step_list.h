@@ -64,6 +64,8 @@ class StepList {
     double before;
   };
 
+  // As read_tensor, of tensors on the CPU.
+  const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span);
   bool add(PyObject* param, PyObject* grad, const StepGroup& group);
   bool add_state(PyObject* entries, const StepGroup& group, const Span& param, const dlpack::Tensor& layout,
                  cpu::StepTarget* target);
@@ -85,6 +87,7 @@ class StepList {
   std::vector<PyObject*> missing_;
   std::vector<Counted> counted_;
   std::string reason_;
+  size_t num_read_ = 0;
   int64_t num_groups_ = 0;
   int64_t param_index_ = 0;
   double last_step_ = 0;

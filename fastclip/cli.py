@@ -134,6 +134,7 @@ def info(as_json: bool) -> None:
     callback=one_or_more_of(bench.MODES),
     help="; ".join(f"{mode}: {meaning}" for mode, meaning in bench.MODES.items()) + ". Default: all.",
 )
+@click.option("--steps", is_flag=True, help="Time clip and optimizer step together, in float32.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all. Default: torch's.")
 @click.option("--quick", is_flag=True, help="A tenth of the time: enough for a look, too noisy to quote.")
 @click.option(
@@ -148,6 +149,7 @@ def run_bench(
     models: tuple[str, ...],
     dtypes: tuple[str, ...],
     modes: tuple[str, ...],
+    steps: bool,
     threads: int | None,
     quick: bool,
     time_budget: float | None,
@@ -164,6 +166,7 @@ def run_bench(
       fastclip bench --quick
       fastclip bench --models gpt2,tiny --dtype bfloat16
       fastclip bench --threads 8 --json results.json --plot results.png
+      fastclip bench --steps --quick
     """
     from rich.console import Console
 
@@ -171,6 +174,11 @@ def run_bench(
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
 
+    if steps:
+        if plot_path is not None:
+            raise click.BadParameter("there is no picture of --steps.", param_hint="--plot")
+        _bench_steps(models, threads, quick, time_budget, json_path)
+        return
     if plot_path is not None:
         from fastclip.bench.plot import save_plot  # before minutes of work, should matplotlib be missing
     chosen = bench.Options(models, dtypes, modes)
@@ -191,6 +199,35 @@ def run_bench(
     if plot_path is not None:
         save_plot(results, plot_path)
         click.echo(f"wrote {plot_path}")
+
+
+def _bench_steps(
+    models: tuple[str, ...],
+    threads: int | None,
+    quick: bool,
+    time_budget: float | None,
+    json_path: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from fastclip.bench import steps_table, table
+    from fastclip.bench.progress import ConsoleProgress
+    from fastclip.bench.results import save
+    from fastclip.bench.steps import StepOptions, run_steps
+
+    options = StepOptions()
+    if set(models) != set(bench.WORKLOADS):
+        options = dataclasses.replace(options, models=models)
+    budget = time_budget or (options.time_budget_s / 10 if quick else options.time_budget_s)
+    options = dataclasses.replace(options, time_budget_s=budget, threads=threads or options.threads)
+    try:
+        results = run_steps(options, progress=ConsoleProgress(Console(stderr=True)))
+    except bench.CheckError as error:
+        raise click.ClickException(f"the check against float64 failed: {error}") from error
+    table.console().print(steps_table.render(results))
+    if json_path is not None:
+        save(results, json_path)
+        click.echo(f"wrote {json_path}")
 
 
 @cli.command()
