@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import importlib.util
 import itertools
 import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -378,65 +376,3 @@ def test_commit_says_dirty_only_for_measured_code(tmp_path: Path, monkeypatch: p
     assert len(environment_module.commit()) == 12
     package.write_text("changed", encoding="utf-8")
     assert environment_module.commit().endswith("-dirty")
-
-
-@pytest.fixture
-def update_readme() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks" / "update_readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_readme_is_written_from_the_file(update_readme: ModuleType, results: Results, tmp_path: Path) -> None:
-    readme, path = tmp_path / "README.md", tmp_path / "results.json"
-    readme.write_text(f"above\n{update_readme.BEGIN}\nold\n{update_readme.END}\nbelow\n", encoding="utf-8")
-    save(results, path)
-    arguments = ["--readme", str(readme), "--results", str(path)]
-    assert update_readme.main([*arguments, "--check"]) == 1
-    assert "old" in readme.read_text(encoding="utf-8")
-    assert update_readme.main(arguments) == 0
-    text = readme.read_text(encoding="utf-8")
-    assert text.startswith("above\n")
-    assert text.endswith("\nbelow\n")
-    assert "old" not in text
-    for fact in (
-        f"**{results.find('gpt2', 'bfloat16', 'active').ratio('torch_foreach'):.1f}x**",
-        f"{results.find('tiny', 'float32', 'norm').relative_errors['torch_foreach']:.1e}",
-        f"{results.find('flat', 'float32', 'norm').share:.0%} of the",
-        results.environment.commit,
-        results.environment.hardware.cpu,
-        f"torch {results.environment.versions['torch']}",
-        "1 thread",
-    ):
-        assert fact in text
-    assert update_readme.main([*arguments, "--check"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("readme_text", "with_results", "complaint"),
-    [
-        (None, True, "README.md: no such file"),
-        ("no markers", True, "Put both on lines of their own"),
-        ("<!-- bench:cpu:end --><!-- bench:cpu:begin -->", True, "Put both on lines of their own"),
-        ("<!-- bench:cpu:begin --><!-- bench:cpu:end -->", False, "results.json: no such file"),
-    ],
-)
-def test_update_readme_names_what_is_missing(
-    update_readme: ModuleType,
-    results: Results,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    readme_text: str | None,
-    with_results: bool,
-    complaint: str,
-) -> None:
-    readme, path = tmp_path / "README.md", tmp_path / "results.json"
-    if readme_text is not None:
-        readme.write_text(readme_text, encoding="utf-8")
-    if with_results:
-        save(results, path)
-    assert update_readme.main(["--readme", str(readme), "--results", str(path)]) == 1
-    assert complaint in capsys.readouterr().err

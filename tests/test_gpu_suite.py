@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from readme_tables import gpu_table
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
@@ -131,19 +125,7 @@ def test_targets() -> None:
     assert all(t.met is None for t in evaluate("cuda", [], {}, 3000.0))
 
 
-@pytest.fixture
-def update_readme() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "benchmarks" / "update_readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_readme_says_that_no_gpu_was_measured_until_one_was(
-    update_readme: ModuleType, tmp_path: Path
-) -> None:
+def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) -> None:
     run = {
         "dry_run": True,
         "quick": False,
@@ -159,11 +141,11 @@ def test_the_readme_says_that_no_gpu_was_measured_until_one_was(
         "rows": [row("llama3-8b", "inactive", 16e9, cuda=6.0, torch_foreach=18.0)],
     }
     path = tmp_path / "gpu-x.json"
-    assert update_readme.gpu_table(tmp_path).startswith("No GPU has been measured")
+    assert gpu_table(tmp_path).startswith("No GPU has been measured")
     path.write_text(json.dumps(run), encoding="utf-8")
-    assert update_readme.gpu_table(tmp_path).startswith("No GPU has been measured")
+    assert gpu_table(tmp_path).startswith("No GPU has been measured")
     path.write_text(json.dumps({**run, "dry_run": False}), encoding="utf-8")
-    table = update_readme.gpu_table(tmp_path)
+    table = gpu_table(tmp_path)
     assert "on an NVIDIA X, driver 1.2" in table
     assert "| llama3-8b | inactive | 18.0 | 6.00 | **3.0x** | 2667 | 89% |" in table
 
