@@ -47,9 +47,9 @@ def cpu_table(folder: Path) -> str:
         f"Milliseconds (median), and torch's time over fastclip's, on {_machine(results)} with "
         f"`foreach=True`, {_commit(results.environment)}. Errors are relative, against float64. The norm of "
         f"one tensor of {flat.numel:,} float32 elements takes {digits(flat.subject_ms)} ms: "
-        f"{flat.gbps:.1f} GB/s, {flat.share:.0%} of the {flat.read_gbps:.1f} GB/s that the fastest plain read "
-        f"({results.bandwidth.read_by}) reached beside it. Both are bound by memory: how far they are apart "
-        f"on large models depends on the memory as much as on the code."
+        f"{flat.gbps:.1f} GB/s, {flat.share:.0%} of the {flat.read_gbps:.1f} GB/s that the fastest plain "
+        f"read ({results.bandwidth.read_by}) reached beside it. Both are bound by memory: how far they are "
+        f"apart on large models depends on the memory as much as on the code."
     )
     return _markdown(CPU_COLUMNS, (_cpu_cells(results, *row) for row in CPU_ROWS), text)
 
