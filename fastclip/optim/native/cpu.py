@@ -1,0 +1,99 @@
+"""The step by the C++ kernels, for parameters on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from fastclip.backends import cpu
+from fastclip.backends.base import Declined
+from fastclip.optim.native.state import discard_state, make_state
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome
+from fastclip.optim.settings import Amp, Settings
+
+Group = dict[str, Any]
+
+unavailable_reason = cpu.unavailable_reason
+
+
+def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
+    """Clip and update in one parallel region."""
+    if reason := _declined_now(optimizer):
+        return Declined(reason)
+    is_sgd = type(optimizer) is SGD
+    read = _sgd_group if is_sgd else _adam_group
+    groups = [read(group) for group in optimizer.param_groups]
+    result = _call(optimizer, groups, settings, amp, set())
+    if isinstance(result, list):  # parameters without state: torch makes it in the first step
+        fresh = make_state(optimizer, result)
+        stepped = False
+        try:
+            result = _call(optimizer, groups, settings, amp, set(fresh))
+            stepped = isinstance(result, tuple) and not result[2]
+        finally:
+            if not stepped:
+                discard_state(optimizer, fresh)
+    if isinstance(result, str):
+        return Declined(result)
+    if isinstance(result, list):
+        return Declined("a parameter's state is incomplete")
+    if result is None:
+        return NO_GRADIENTS
+    norm, coef, skipped, any_float64 = result
+    return Outcome.on_cpu(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+
+
+def _call(
+    optimizer: Optimizer, groups: list[tuple[Any, ...]], settings: Settings, amp: Amp, fresh: set[Tensor]
+) -> Any:
+    kernel = cpu._C.sgd_step if type(optimizer) is SGD else cpu._C.adam_step
+    return kernel(
+        groups,
+        optimizer.state,
+        fresh,
+        settings.max_norm,
+        settings.norm_type,
+        1.0 if amp.grad_scale is None else float(amp.grad_scale),
+        settings.skips,
+        settings.write_grads,
+        torch.get_num_threads(),
+    )
+
+
+def _declined_now(optimizer: Optimizer) -> str | None:
+    for number, group in enumerate(optimizer.param_groups):
+        if group.get("capturable"):
+            return f"group {number} is capturable"
+        if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu":
+            return f"the lr of group {number} is on {group['lr'].device}"
+    return None
+
+
+def _adam_group(group: Group) -> tuple[Any, ...]:
+    beta1, beta2 = group["betas"]
+    return (
+        group["params"],
+        group["amsgrad"],
+        float(group["lr"]),
+        float(beta1),
+        float(beta2),
+        float(group["eps"]),
+        float(group["weight_decay"]),
+        group["decoupled_weight_decay"],
+        group["maximize"],
+    )
+
+
+def _sgd_group(group: Group) -> tuple[Any, ...]:
+    return (
+        group["params"],
+        float(group["lr"]),
+        float(group["momentum"]),
+        float(group["dampening"]),
+        float(group["weight_decay"]),
+        group["nesterov"],
+        group["maximize"],
+    )
