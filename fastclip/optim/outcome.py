@@ -63,36 +63,41 @@ class Stats:
 
 
 class Tally:
-    """Counts outcomes where their tensors are, so that counting never synchronizes."""
+    """Counts outcomes where their tensors are, so that counting never synchronizes.
+
+    The counts are changed in place: a captured step goes on counting when its graph is replayed.
+    """
 
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
-        self._steps = 0
-        self._counts = torch.zeros(4, device="cpu")  # clipped, skipped, consecutive skips, largest norm
+        # steps, clipped, skipped, consecutive skips, largest norm
+        self._counts = torch.zeros(5, device="cpu")
 
     def add(self, outcome: Outcome) -> None:
         """Count one step."""
-        norm = outcome.total_norm
-        if self._counts.device != norm.device:
-            self._counts = self._counts.to(norm.device)
-        clipped, skipped, consecutive, largest = self._counts.unbind()
-        left_out = outcome.skipped.float()
-        self._counts = torch.stack(
-            [
-                clipped + (outcome.clip_coef < 1) * (1 - left_out),
-                skipped + left_out,
-                (consecutive + 1) * left_out,
-                torch.where(norm.isfinite(), torch.maximum(norm.float(), largest), largest),
-            ]
-        )
         self.last = outcome
-        self._steps += 1
+        device = outcome.total_norm.device
+        if self._counts.device.type == "cpu":
+            self._counts = self._counts.to(device, non_blocking=True)
+        elif device != self._counts.device:  # a step without gradients has its outcome on the CPU
+            outcome = Outcome(*(value.to(self._counts.device, non_blocking=True) for value in outcome))
+        norm = outcome.total_norm
+        steps, clipped, skipped, consecutive, largest = self._counts.unbind()
+        left_out = outcome.skipped.float()
+        counts = [
+            steps + 1,
+            clipped + (outcome.clip_coef < 1) * (1 - left_out),
+            skipped + left_out,
+            (consecutive + 1) * left_out,
+            torch.where(norm.isfinite(), torch.maximum(norm.float(), largest), largest),
+        ]
+        self._counts.copy_(torch.stack(counts))
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
-        clipped, skipped, consecutive, largest = self._counts.tolist()
-        return Stats(self._steps, int(clipped), int(skipped), int(consecutive), largest)
+        steps, clipped, skipped, consecutive, largest = self._counts.tolist()
+        return Stats(int(steps), int(clipped), int(skipped), int(consecutive), largest)
 
     def state_dict(self) -> dict[str, float]:
         """Return plain numbers, for a checkpoint."""
@@ -109,6 +114,5 @@ class Tally:
         """Go on from a checkpoint; None, from an optimizer without fastclip, starts from nothing."""
         self.__init__()  # type: ignore[misc]
         if state is not None:
-            self._steps = int(state["steps"])
-            names = ("clipped", "skipped", "consecutive_skips", "largest_norm")
+            names = ("steps", "clipped", "skipped", "consecutive_skips", "largest_norm")
             self._counts = torch.tensor([float(state[name]) for name in names], device="cpu")

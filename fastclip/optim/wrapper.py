@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fastclip.optim import routes
 from fastclip.optim.closures import is_evaluated_once, step_through
+from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -183,7 +184,8 @@ class ClippedOptimizer(Optimizer):
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        state = {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._tally.state_dict()}
+        own = as_torch_keeps_it(self.optimizer, self.optimizer.state_dict())
+        state = {**own, CHECKPOINT_KEY: self._tally.state_dict()}
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
         return state
