@@ -61,7 +61,7 @@ struct SgdGroup {
 template <class Group>
 py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
                 double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads) {
-  StepList list(dlpack::kCpu, state.ptr(), fresh.ptr());
+  StepList list(dlpack::kCpu, true, state.ptr(), fresh.ptr());
   std::vector<Group> read;
   for (const py::handle handle : groups) {
     const auto group = py::reinterpret_borrow<py::tuple>(handle);

@@ -85,7 +85,7 @@ const char* StepList::read(PyObject* tensor, dlpack::Tensor* view, Span* span) {
   if (num_read_ == g_last_seen.size()) g_last_seen.emplace_back();
   const auto* object = reinterpret_cast<const char*>(tensor);
   const auto* shape = reinterpret_cast<const char*>(view->shape);  // beside what describes the tensor
-  const auto* elements = on_cpu_ ? static_cast<const char*>(span->data) : object;
+  const auto* elements = host_counts_ ? static_cast<const char*>(span->data) : object;
   g_last_seen[num_read_++] = {object, shape == nullptr ? object : shape, elements};
   return nullptr;
 }
@@ -113,7 +113,7 @@ bool StepList::count(PyObject* param, PyObject* entries, StepTarget* target, dou
   dlpack::Tensor view;
   Span span;
   const char* obstacle = tensor == nullptr ? "is not there" : read(tensor, &view, &span);
-  if (obstacle != nullptr && tensor != nullptr && !on_cpu_ &&
+  if (obstacle != nullptr && tensor != nullptr && !host_counts_ &&
       read_tensor(tensor, dlpack::kCpu, &view, &span) == nullptr) {
     counted_on_cpu_.push_back(param);
     return true;
@@ -124,7 +124,7 @@ bool StepList::count(PyObject* param, PyObject* entries, StepTarget* target, dou
   }
   Py_INCREF(tensor);
   state_tensors_.push_back(tensor);
-  if (!on_cpu_) {
+  if (!host_counts_) {
     target->step = span.data;
     target->step_dtype = span.dtype;
     counters_.push_back(span);
@@ -148,7 +148,7 @@ bool StepList::add_state(PyObject* entries, const StepGroup& group, const Span& 
       return decline("its " + name() + " " + obstacle);
     }
     if (s == 0) target->state_dtype = span.dtype;
-    const bool widened = !on_cpu_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
+    const bool widened = !host_counts_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
     if ((span.dtype != param.dtype && !widened) || span.dtype != target->state_dtype ||
         !same_layout(view, layout)) {
       return decline("its " + name() + " has another dtype, shape or layout");

@@ -32,17 +32,18 @@ struct StepRuleUse {
 
 // Owns a reference to every tensor in it, as TensorList does. Must be destroyed with the GIL held.
 //
-// On the CPU, reading a parameter's `step` counts it up at once, so that parameters that share one tensor see
-// what torch's loop over them would show; unless `commit` is called, the destructor puts the old values back.
-// On a device nothing is read: the kernels count.
+// Where the host counts, reading a parameter's `step` counts it up at once, so that parameters that share one
+// tensor see what torch's loop over them would show; unless `commit` is called, the destructor puts the old
+// values back. Where the kernels count, nothing of it is read.
 class StepList {
  public:
   enum class Outcome { kOk, kDeclined, kPythonError };
 
   // `state` is the optimizer's dict parameter -> dict. `fresh`, a set, holds the parameters whose state was
-  // made for this step. All tensors are to be on one device of the given type.
-  StepList(int32_t device_type, PyObject* state, PyObject* fresh)
-      : on_cpu_(device_type == dlpack::kCpu), device_{device_type, 0}, state_(state), fresh_(fresh) {}
+  // made for this step. All tensors are to be on one device of the given type, where either the host counts
+  // the steps or the kernels do.
+  StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh)
+      : host_counts_(host_counts), device_{device_type, 0}, state_(state), fresh_(fresh) {}
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
   ~StepList();
@@ -91,7 +92,7 @@ class StepList {
   PyObject* state_of(PyObject* param);
   bool decline(const std::string& what);
 
-  bool on_cpu_;
+  bool host_counts_;
   dlpack::Device device_;
   PyObject* state_;
   PyObject* fresh_;

@@ -13,11 +13,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
 from fastclip.backends.base import Declined
-from fastclip.optim.native import cpu
+from fastclip.optim.native import cpu, cuda
 from fastclip.optim.outcome import Outcome
 from fastclip.optim.settings import Amp, Settings
 
-_BY_NAME: dict[str, ModuleType] = {"cpu": cpu}
+_BY_NAME: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
 """Backend -> its `unavailable_reason()` and `step(optimizer, settings, amp)`, best first."""
 
 
