@@ -22,10 +22,13 @@ from fastclip.optim.settings import Amp, Settings
 
 Group = dict[str, Any]
 
-unavailable_reason = cuda.unavailable_reason
-
 DLPACK_CUDA = 2
 """DLPack's number for CUDA memory."""
+
+
+def unavailable_reason() -> str | None:
+    """Return why no step can be taken by the library, or None."""
+    return cuda.unavailable_reason()
 
 
 def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
