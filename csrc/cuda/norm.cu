@@ -105,16 +105,16 @@ __device__ void write(const NonfiniteCounts& total, double, const NormOutput& ou
 //           fewer; a block takes a contiguous range of tiles, equal in bytes to one tile.
 // Traffic   reads every byte of the spans once; writes one accumulator per block, or per block and span.
 // Order     which thread adds which element follows from sizes, addresses modulo 16 bytes and the grid;
-// threads,
-//           blocks and spans are added up in fixed trees. No atomic touches a sum: the ticket only tells
-//           which block is last, and the last one adds up in block order whichever it is. Same bits on every
-//           run on one GPU model.
+//           threads, blocks and spans are added up in fixed trees. No atomic touches a sum: the ticket only
+//           tells which block is last, and the last one adds up in block order whichever it is. Same bits on
+//           every run on one GPU model.
 // Requires  pointers aligned to their elements; elements up to the next multiple of 16 bytes are loaded
-// singly.
-//           Index arithmetic is 64-bit.
+//           singly. Index arithmetic is 64-bit.
 // Range     nan and inf reach the result; finite elements of any size give a finite norm. See
-// accumulators.cuh. Scratch   the partials, and the ticket, which atomicInc wraps back to 0: a replayed graph
-// finds it clean. Measured  nothing. Source    last block: threadFenceReduction of NVIDIA's CUDA samples.
+//           accumulators.cuh.
+// Scratch   the partials, and the ticket, which atomicInc wraps back to 0: a replayed graph finds it clean.
+// Measured  nothing.
+// Source    last block: threadFenceReduction of NVIDIA's CUDA samples.
 template <class Accumulator, int kEntries>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     accumulate(const __grid_constant__ TableArgument<kEntries> table,

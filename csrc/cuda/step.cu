@@ -107,8 +107,7 @@ __device__ double count(const FastclipCudaStepTarget& target) {
 // Finalize: from the norm to what each span is updated with.
 //
 // Math      norm / scale, the clip coefficient, whether to skip (finalize.h); unless skipped, step + 1 and,
-// for
-//           Adam, lr / (1 - beta1^step) and sqrt(1 - beta2^step) in float64.
+//           for Adam, lr / (1 - beta1^step) and sqrt(1 - beta2^step) in float64.
 // Grid      one thread per span.
 // Traffic   reads 48 bytes per span; reads and writes its counter; writes up to 72 bytes per span.
 // Order     elementwise; every thread works out the same verdict from the norm.
@@ -158,8 +157,7 @@ __global__ void __launch_bounds__(kThreads)
 //           bytes at a time, the others singly. No two tensors share memory, except gradients that are not
 //           written. Index arithmetic is 64-bit.
 // Range     computed in float32 (float64 for float64) and rounded once per stored value; nan and inf spread
-// as
-//           IEEE 754 has it.
+//           as IEEE 754 has it.
 // Scratch   none of its own.
 // Measured  nothing.
 // Source    Kingma and Ba, Adam, 2015; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019;
