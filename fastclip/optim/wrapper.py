@@ -17,7 +17,7 @@ from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats,
 from fastclip.optim.settings import Amp, Settings
 
 ATTACHED = "_fastclip_attached"
-"""Attribute of an optimizer that `attach` has put its hooks on."""
+"""Attribute of an optimizer that `attach` has put its hooks on: its settings."""
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -153,19 +153,20 @@ class ClippedOptimizer(Optimizer):
             RuntimeError: As `nonfinite` and `max_consecutive_skips` ask for.
             BackendUnavailableError: fused=True and this step cannot be folded.
         """
-        amp = Amp.of(self)
+        amp = Amp.take(self)
+        settings = self._settings.under(amp)
         loss = None
         if closure is not None and not is_evaluated_once(self.optimizer):
-            loss, outcome = step_through(self.optimizer, closure, self._settings, amp)
-            self._route = "plain"
-            self._tally.add(outcome or NO_GRADIENTS)
+            loss, evaluated = step_through(self.optimizer, closure, settings, amp)
+            self._route, outcome = "plain", evaluated or NO_GRADIENTS
         else:
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._route, outcome = routes.step(self.optimizer, self._settings, amp)
-            self._tally.add(outcome)
-        routes.settle("ClippedOptimizer.step", self.optimizer, self._settings, amp, self._tally)
+            self._route, outcome = routes.step(self.optimizer, settings, amp)
+        self._tally.add(outcome)
+        amp.tell(outcome.skipped)
+        routes.settle("ClippedOptimizer.step", self.optimizer, settings, amp, self._tally)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -208,11 +209,19 @@ class ClippedOptimizer(Optimizer):
         )
 
 
+def settings_of(optimizer: Optimizer) -> Settings | None:
+    """Return how an optimizer clips, or None if nothing of fastclip does it."""
+    if isinstance(optimizer, ClippedOptimizer):
+        return optimizer._settings
+    settings: Settings | None = vars(optimizer).get(ATTACHED)
+    return settings
+
+
 def check_unclipped(function: str, optimizer: object) -> None:
     """Raise TypeError unless this is an optimizer that nothing of fastclip clips yet."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{function}: expected a torch.optim.Optimizer, not {type(optimizer).__name__}.")
-    if isinstance(optimizer, ClippedOptimizer) or ATTACHED in vars(optimizer):
+    if settings_of(optimizer) is not None:
         raise TypeError(
             f"{function}: this {type(optimizer).__name__} is clipped already; expected one that is not. "
             f"Clipping twice would count and scale every step twice."
