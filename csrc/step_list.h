@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/step_pipeline.h"
+#include "fetch_ahead.h"
 #include "tensor_list.h"
 
 namespace fastclip {
@@ -31,7 +32,7 @@ class StepList {
 
   // `state` is the optimizer's dict parameter -> dict. `fresh`, a set, holds the parameters whose state was
   // made for this step.
-  StepList(PyObject* state, PyObject* fresh) : state_(state), fresh_(fresh) {}
+  StepList(PyObject* state, PyObject* fresh);
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
   ~StepList();
@@ -67,10 +68,12 @@ class StepList {
   // As read_tensor, of tensors on the CPU.
   const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span);
   bool add(PyObject* param, PyObject* grad, const StepGroup& group);
-  bool add_state(PyObject* entries, const StepGroup& group, const Span& param, const dlpack::Tensor& layout,
-                 cpu::StepTarget* target);
-  // Returns the count including this step, or -1 after declining.
-  double count(PyObject* entries);
+  // Reads one tensor of a parameter's state; declines if it does not fit the parameter.
+  bool add_state(PyObject* tensor, PyObject* name, const Span& param, const dlpack::Tensor& layout,
+                 void** data);
+  // Counts this step and returns the count, or -1 after declining.
+  double count(PyObject* tensor);
+  // Borrowed; nullptr if there is no dict. The state is nearly always in the order of the parameters.
   PyObject* state_of(PyObject* param);
   bool decline(const std::string& what);
 
@@ -87,7 +90,7 @@ class StepList {
   std::vector<PyObject*> missing_;
   std::vector<Counted> counted_;
   std::string reason_;
-  size_t num_read_ = 0;
+  FetchAhead ahead_;
   int64_t num_groups_ = 0;
   int64_t param_index_ = 0;
   double last_step_ = 0;

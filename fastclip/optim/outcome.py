@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,30 +12,64 @@ CHECKPOINT_KEY = "fastclip"
 """Under which the counters stand in a `state_dict`."""
 
 
-class Outcome(NamedTuple):
+class Outcome:
     """What happened in one step: 0-dim tensors on the device of the gradients.
 
-    Attributes:
-        total_norm: Before clipping, of the gradients divided by a GradScaler's scale; float32 or float64.
-        clip_coef: What they were multiplied by, at most 1.
-        skipped: bool; whether parameters and state were left as they were.
+    Numbers that the host knows become tensors when they are asked for: with small parameters, making them
+    costs more than the step.
     """
 
-    total_norm: Tensor
-    clip_coef: Tensor
-    skipped: Tensor
+    def __init__(self, total_norm: Tensor, clip_coef: Tensor, skipped: Tensor) -> None:
+        """Take tensors of one device."""
+        self._tensors: tuple[Tensor, Tensor, Tensor] | None = (total_norm, clip_coef, skipped)
+        self._numbers: tuple[float, float, bool] | None = None
+        self._dtype = total_norm.dtype
 
     @classmethod
-    def on_cpu(cls, total_norm: float, clip_coef: float, skipped: bool, dtype: torch.dtype) -> Outcome:
-        """Return an outcome from numbers."""
-        return cls(
-            torch.scalar_tensor(total_norm, dtype=dtype, device="cpu"),
-            torch.scalar_tensor(clip_coef, dtype=dtype, device="cpu"),
-            torch.scalar_tensor(skipped, dtype=torch.bool, device="cpu"),
-        )
+    def of_numbers(cls, total_norm: float, clip_coef: float, skipped: bool, dtype: torch.dtype) -> Outcome:
+        """Return an outcome that the host knows; `dtype` is that of norm and coefficient."""
+        outcome = cls.__new__(cls)
+        outcome._tensors, outcome._numbers, outcome._dtype = None, (total_norm, clip_coef, skipped), dtype
+        return outcome
+
+    @property
+    def total_norm(self) -> Tensor:
+        """Return the norm before clipping, of the gradients divided by a GradScaler's scale."""
+        return self._as_tensors()[0]
+
+    @property
+    def clip_coef(self) -> Tensor:
+        """Return what the gradients were multiplied by, at most 1."""
+        return self._as_tensors()[1]
+
+    @property
+    def skipped(self) -> Tensor:
+        """Return whether parameters and state were left as they were; bool."""
+        return self._as_tensors()[2]
+
+    def numbers(self) -> tuple[float, float, bool] | None:
+        """Return norm, coefficient and skip if they are at hand without a synchronization, else None."""
+        if self._numbers is None and self.total_norm.device.type == "cpu":
+            self._numbers = float(self.total_norm), float(self.clip_coef), bool(self.skipped)
+        return self._numbers
+
+    def _as_tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._tensors is None:
+            assert self._numbers is not None  # one of the two is there from the start
+            norm, coef, skipped = self._numbers
+            self._tensors = (
+                torch.scalar_tensor(norm, dtype=self._dtype, device="cpu"),
+                torch.scalar_tensor(coef, dtype=self._dtype, device="cpu"),
+                torch.scalar_tensor(skipped, dtype=torch.bool, device="cpu"),
+            )
+        return self._tensors
+
+    def __repr__(self) -> str:
+        """Return the three tensors."""
+        return f"Outcome(total_norm={self.total_norm}, clip_coef={self.clip_coef}, skipped={self.skipped})"
 
 
-NO_GRADIENTS = Outcome.on_cpu(0.0, 1.0, False, torch.float32)
+NO_GRADIENTS = Outcome.of_numbers(0.0, 1.0, False, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -63,22 +97,41 @@ class Stats:
 
 
 class Tally:
-    """Counts outcomes where their tensors are, so that counting never synchronizes."""
+    """Counts outcomes where they are, so that counting never synchronizes."""
 
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
         self._steps = 0
-        self._counts = torch.zeros(4, device="cpu")  # clipped, skipped, consecutive skips, largest norm
+        # Clipped, skipped, consecutive skips, largest norm: on the host until an outcome is on a device.
+        self._counts: list[float] | Tensor = [0.0, 0.0, 0.0, 0.0]
 
     def add(self, outcome: Outcome) -> None:
         """Count one step."""
+        numbers = outcome.numbers()
+        if numbers is None:
+            self._counts = self._counted_on_device(outcome)
+        else:
+            clipped, skipped, consecutive, largest = self._counts_on_host()
+            norm, coef, left_out = numbers
+            self._counts = [
+                clipped + (coef < 1 and not left_out),
+                skipped + left_out,
+                (consecutive + 1) * left_out,
+                max(largest, norm) if math.isfinite(norm) else largest,
+            ]
+        self.last = outcome
+        self._steps += 1
+
+    def _counts_on_host(self) -> list[float]:
+        """Return the counts; synchronizes if they are on a device."""
+        return self._counts.tolist() if isinstance(self._counts, Tensor) else self._counts
+
+    def _counted_on_device(self, outcome: Outcome) -> Tensor:
         norm = outcome.total_norm
-        if self._counts.device != norm.device:
-            self._counts = self._counts.to(norm.device)
-        clipped, skipped, consecutive, largest = self._counts.unbind()
+        clipped, skipped, consecutive, largest = torch.as_tensor(self._counts, device=norm.device).unbind()
         left_out = outcome.skipped.float()
-        self._counts = torch.stack(
+        return torch.stack(
             [
                 clipped + (outcome.clip_coef < 1) * (1 - left_out),
                 skipped + left_out,
@@ -86,12 +139,10 @@ class Tally:
                 torch.where(norm.isfinite(), torch.maximum(norm.float(), largest), largest),
             ]
         )
-        self.last = outcome
-        self._steps += 1
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
-        clipped, skipped, consecutive, largest = self._counts.tolist()
+        clipped, skipped, consecutive, largest = self._counts_on_host()
         return Stats(self._steps, int(clipped), int(skipped), int(consecutive), largest)
 
     def state_dict(self) -> dict[str, float]:
@@ -111,4 +162,4 @@ class Tally:
         if state is not None:
             self._steps = int(state["steps"])
             names = ("clipped", "skipped", "consecutive_skips", "largest_norm")
-            self._counts = torch.tensor([float(state[name]) for name in names], device="cpu")
+            self._counts = [float(state[name]) for name in names]

@@ -43,7 +43,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
     if result is None:
         return NO_GRADIENTS
     norm, coef, skipped, any_float64 = result
-    return Outcome.on_cpu(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+    return Outcome.of_numbers(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
 
 
 def _call(
