@@ -116,11 +116,7 @@ def run(operation: str, *args: Any, foreach: bool | None = None) -> Any:
 
 def is_tracing() -> bool:
     """Whether torch must see every operation: a compiler, a tracer or a dispatch mode is at work."""
-    return (
-        is_compiling()
-        or _len_torch_dispatch_stack() > 0
-        or _get_tracing_state() is not None
-    )
+    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 @functools.cache

@@ -59,7 +59,7 @@ class Run:
     def name(self) -> str:
         """Who clips, at what threshold, and whether a batch is spoiled."""
         threshold = f" {self.max_norm:g}" if math.isfinite(self.max_norm) else ""
-        return self.clipper + threshold + (", NaN batch" if self.has_nan else "")
+        return self.clipper + threshold + (" + NaN" if self.has_nan else "")
 
     @property
     def expected_skips(self) -> int:

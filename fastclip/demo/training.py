@@ -44,12 +44,6 @@ class History:
     stats: Stats = NO_STEPS
     score: float = math.nan
 
-    @property
-    def num_nonfinite(self) -> int:
-        """Number of steps whose loss or norm was inf or nan."""
-        pairs = zip(self.losses, self.norms, strict=True)
-        return sum(not (math.isfinite(loss) and math.isfinite(norm)) for loss, norm in pairs)
-
 
 def train(
     task: Task, run: Run, *, nan_step: int | None = None, on_epoch: Callable[[], object] = lambda: None

@@ -142,7 +142,7 @@ class AttachedClipping:
         folded = folded and torch_fused.unfit(grads) is None
         outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp)
         self._tally.add(outcome)
-        amp.tell(outcome.skipped)
+        amp.tell(outcome)
         on_host = not folded or torch_fused.decides_on_host(optimizer, outcome)
         if on_host and plain.may_skip(settings, amp) and bool(outcome.skipped):
             routes.settle("attach", optimizer, settings, amp, self._tally)

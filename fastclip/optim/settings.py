@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fastclip.optim.outcome import Outcome
+
 NONFINITE = ("skip", "raise", "propagate")
 
 VERDICTS = "_fastclip_verdicts"
@@ -99,10 +101,10 @@ class Amp:
             found_inf = None
         return cls(attributes.get("grad_scale"), found_inf, attributes.pop(VERDICTS, ()))
 
-    def tell(self, skipped: Tensor) -> None:
+    def tell(self, outcome: Outcome) -> None:
         """Say to the scaler whether the step was skipped; no host synchronization."""
         for verdict in self.verdicts:
-            verdict.copy_(skipped, non_blocking=True)
+            verdict.copy_(outcome.skipped, non_blocking=True)
 
     def to_skip(self) -> bool:
         """Whether the scaler wants the step left out; synchronizes if its tensors are on a device."""

@@ -165,7 +165,7 @@ class ClippedOptimizer(Optimizer):
                     loss = closure()
             self._route, outcome = routes.step(self.optimizer, settings, amp)
         self._tally.add(outcome)
-        amp.tell(outcome.skipped)
+        amp.tell(outcome)
         routes.settle("ClippedOptimizer.step", self.optimizer, settings, amp, self._tally)
         return loss
 
