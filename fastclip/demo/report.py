@@ -14,7 +14,7 @@ from fastclip.demo.training import History
 
 def runs_table(histories: Sequence[History], title: str, measure: Measure) -> Table:
     """Return how each run ended, what its optimizer counted, and what clip and step cost in wall time."""
-    caption = "Equal clipping parts ways once rounding differs: training amplifies the last bit."
+    caption = "Equal clipping parts ways once rounding differs: training amplifies it."
     table = Table(
         title=title,
         title_justify="left",
