@@ -205,6 +205,19 @@ def test_sparse_gradients_are_searched_too(passes: list[int]) -> None:
     assert passes == []
 
 
+def test_the_default_dtype_does_not_matter() -> None:
+    params = cases.parameters()
+    optimizer, scaler = ClippedOptimizer(AdamW(params), 1.0), make_scaler()
+    try:
+        torch.set_default_dtype(torch.float64)
+        backward(scaler, params, next(steps()))
+        scaler.step(optimizer)
+        scaler.update()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scaler.get_scale() == 2.0**9
+
+
 def test_disabled_it_only_steps() -> None:
     params = cases.parameters()
     optimizer, scaler = ClippedOptimizer(AdamW(params), 1.0), make_scaler(enabled=False)

@@ -21,7 +21,8 @@ class GradScaler(torch.amp.GradScaler):
     and without a host synchronization. That saves reading and writing all gradients once per step.
 
     Everything else is torch's: arguments, growth and backoff, checkpoints, `unscale_`, other optimizers. As
-    with torch's, a step that overflows is left out whatever `nonfinite` says.
+    with torch's, a step that overflows is left out whatever `nonfinite` says. A norm beyond the range of float32
+    counts as an overflow, too.
     """
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
@@ -41,7 +42,7 @@ class GradScaler(torch.amp.GradScaler):
             return super()._check_inf_per_device(optimizer)
         self._check_scale_growth_tracker("_check_inf_per_device")
         devices = dict.fromkeys(grad.device for grad in gradients(optimizer))
-        found_inf = {device: torch.zeros((), device=device) for device in devices}
+        found_inf = {device: torch.zeros((), dtype=torch.float32, device=device) for device in devices}
         self._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = found_inf
         setattr(optimizer, VERDICTS, tuple(found_inf.values()))
         return found_inf

@@ -102,9 +102,9 @@ class Amp:
         return cls(attributes.get("grad_scale"), found_inf, attributes.pop(VERDICTS, ()))
 
     def tell(self, outcome: Outcome) -> None:
-        """Say to the scaler whether the step was skipped; no host synchronization."""
+        """Say to the scaler whether the step was skipped; no host synchronization between devices."""
         for verdict in self.verdicts:
-            verdict.copy_(outcome.skipped, non_blocking=True)
+            verdict.copy_(outcome.skipped)
 
     def to_skip(self) -> bool:
         """Whether the scaler wants the step left out; synchronizes if its tensors are on a device."""
