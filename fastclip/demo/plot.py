@@ -104,7 +104,7 @@ def _draw_runs(
         for nan_step in {history.nan_step for history in histories if history.nan_step is not None}:
             axes.axvline(nan_step, color="0.6", linestyle="--", linewidth=1, zorder=0)
         axes.set_yscale("log")
-        axes.margins(x=0, y=0.12)
+        axes.margins(x=0, y=0.2)
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(title=title, alignment="left", loc="lower left", bbox_to_anchor=(0, 1), edgecolor="none")
@@ -144,14 +144,14 @@ def _draw_collapse(axes: Axes, history: History, colour: str, guessing: float) -
 def _draw_skips(axes: Axes, history: History, colour: str) -> None:
     """Point at each step that was left out."""
     for step in history.skipped:
-        _point_at(axes, (step, _RANGE[0] * 20), f"{history.run.name}: skips step {step}", colour)
+        _point_at(axes, (step, _RANGE[0] * 2), f"{history.run.name}: skips step {step}", colour)
 
 
 def _point_at(axes: Axes, point: tuple[float, float], text: str, colour: str) -> None:
     arrow = {"arrowstyle": "->", "color": colour, "linewidth": 2, "relpos": (0, 0.5)}
     background = {"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.8}
     axes.annotate(
-        text, xy=point, xytext=(24, -28), textcoords="offset points", arrowprops=arrow, bbox=background
+        text, xy=point, xytext=(24, 14), textcoords="offset points", arrowprops=arrow, bbox=background
     )
 
 
