@@ -21,8 +21,8 @@ class GradScaler(torch.amp.GradScaler):
     and without a host synchronization. That saves reading and writing all gradients once per step.
 
     Everything else is torch's: arguments, growth and backoff, checkpoints, `unscale_`, other optimizers. As
-    with torch's, a step that overflows is left out whatever `nonfinite` says. A norm beyond the range of float32
-    counts as an overflow, too.
+    with torch's, a step that overflows is left out whatever `nonfinite` says. A norm beyond the range of
+    float32 counts as an overflow, too.
     """
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
