@@ -11,7 +11,7 @@ from cases import DTYPES, dtype_id
 from torch import Tensor
 
 from fastclip.kernels import table as tables
-from fastclip.kernels.table import Int64Array, TableCache, chunk_nbytes, cut, overlap, read_spans
+from fastclip.kernels.table import Int64Array, TableCache, build_table, chunk_nbytes, cut, overlap, read_spans
 
 CPU = torch.device("cpu")
 FLOAT32 = tables.DTYPES.index(torch.float32)
@@ -87,7 +87,7 @@ def test_overlap(spans: list[tuple[int, int, int]], expected: bool) -> None:
 
 
 def test_a_table_is_used_again_until_something_changes() -> None:
-    cache = TableCache()
+    cache = TableCache(build_table)
     spans = spans_of((64, 50, FLOAT32), (264, 50, FLOAT32))
     table = cache.get(spans, CPU)
     assert cache.get(spans.copy(), CPU) is table
@@ -104,7 +104,7 @@ def test_a_table_is_used_again_until_something_changes() -> None:
 
 
 def test_the_table_used_longest_ago_is_evicted() -> None:
-    cache = TableCache(capacity=3)
+    cache = TableCache(build_table, capacity=3)
     lists = [read_spans([torch.zeros(n)]) for n in range(1, 5)]
     first, second, *_ = (cache.get(spans, CPU) for spans in lists[:3])
     assert cache.get(lists[0], CPU) is first
@@ -116,7 +116,7 @@ def test_the_table_used_longest_ago_is_evicted() -> None:
 
 def test_thousands_of_tensors() -> None:
     tensors = list(torch.zeros(5000 * 16).split(16))
-    table = TableCache().get(read_spans(tensors), CPU)
+    table = TableCache(build_table).get(read_spans(tensors), CPU)
     assert (table.num_tensors, table.num_chunks) == (5000, 5000)
     assert table.first_chunks.tolist() == list(range(5001))
     assert table.chunks[:, 0].tolist() == [t.data_ptr() for t in tensors]
@@ -124,14 +124,14 @@ def test_thousands_of_tensors() -> None:
 
 
 def test_a_new_table_starts_with_ticket_zero_and_aligned_rows() -> None:
-    table = tables.build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
+    table = build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
     assert table.ticket.tolist() == [0]
     assert (table.chunks.data_ptr() - table.ticket.data_ptr()) % 32 == 0
     assert table.partials.shape == (1, 2)
 
 
 def test_threads_share_the_cache() -> None:
-    cache = TableCache(capacity=4)
+    cache = TableCache(build_table, capacity=4)
     lists = [read_spans([torch.zeros(n)]) for n in range(1, 9)]
     wrong: list[Tensor] = []
 

@@ -94,6 +94,12 @@ class Tally:
         ]
         self._counts.copy_(torch.stack(counts))
 
+    def counts_on(self, device: torch.device) -> Tensor:
+        """Return the counts, from now on on this device, for a kernel that counts a step there itself."""
+        if self._counts.device != device:
+            self._counts = self._counts.to(device, non_blocking=True)
+        return self._counts
+
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
         steps, clipped, skipped, consecutive, largest = self._counts.tolist()

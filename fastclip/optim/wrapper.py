@@ -164,8 +164,7 @@ class ClippedOptimizer(Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._route, outcome = routes.step(self.optimizer, self._settings, amp)
-            self._tally.add(outcome)
+            self._route = routes.step(self.optimizer, self._settings, amp, self._tally)
         routes.settle("ClippedOptimizer.step", self.optimizer, self._settings, amp, self._tally)
         return loss
 

@@ -6,19 +6,35 @@ checkpoints go in and out of plain torch. Each module takes the step with one ba
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Mapping
-from types import ModuleType
+from typing import Protocol, cast
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
 from fastclip.backends.base import Declined
-from fastclip.optim.native import cpu
-from fastclip.optim.outcome import Outcome
+from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
-_BY_NAME: dict[str, ModuleType] = {"cpu": cpu}
-"""Backend -> its `unavailable_reason()` and `step(optimizer, settings, amp)`, best first."""
+_NAMES = ("cpu", "triton")
+"""Backends whose kernels step, each with a module of its name here, best first."""
+
+
+class Kernels(Protocol):
+    """What a backend's module offers."""
+
+    def unavailable_reason(self) -> str | None:
+        """Return why its kernels cannot run here, or None."""
+
+    def step(self, optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+        """Clip, update, and count in `tally` what happened."""
+
+
+@functools.cache
+def _load(name: str) -> Kernels:
+    return cast(Kernels, importlib.import_module(f"fastclip.optim.native.{name}"))
 
 
 def unsupported(optimizer: Optimizer, settings: Settings) -> str | None:
@@ -27,12 +43,13 @@ def unsupported(optimizer: Optimizer, settings: Settings) -> str | None:
         return f"fastclip has kernels for torch.optim.Adam, AdamW and SGD, not for {type(optimizer).__name__}"
     if not settings.norm_type > 0:
         return f"there is no kernel for norm_type={settings.norm_type}"
-    reasons = {name: kernels.unavailable_reason() for name, kernels in _BY_NAME.items()}
-    return _listed(reasons) if all(reasons.values()) else None
+    if any(_load(name).unavailable_reason() is None for name in _NAMES):
+        return None
+    return _listed({name: _load(name).unavailable_reason() for name in _NAMES})
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
-    """Clip and update in one call.
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+    """Clip and update in one call, and count what happened.
 
     Moves what the update moves, and reads the gradients once more. `.grad` keeps its values unless
     `settings.write_grads`.
@@ -41,13 +58,13 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
         return Declined(reason)
     chosen = backends.chosen()
     reasons: dict[str, str] = {}
-    for name, kernels in _BY_NAME.items():
+    for name in _NAMES:
         if chosen not in ("auto", name):
             reasons[name] = f"the backend {chosen!r} was chosen"
-        elif reason := kernels.unavailable_reason():
+        elif reason := _load(name).unavailable_reason():
             reasons[name] = reason
         else:
-            outcome: Outcome | Declined = kernels.step(optimizer, settings, amp)
+            outcome = _load(name).step(optimizer, settings, amp, tally)
             if not isinstance(outcome, Declined):
                 # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
                 optimizer._opt_called = True  # type: ignore[attr-defined]
