@@ -62,8 +62,8 @@ _BLOCKS = {
     "scale": Blocks(rows=512, threads=128, programs_per_unit=8),
     "clamp": Blocks(rows=512, threads=128, programs_per_unit=8),
     "nonfinite": Blocks(rows=512, threads=128, programs_per_unit=8),
-    # One vector each of three to five memories in flight per thread.
-    "adam": Blocks(rows=128, threads=128, programs_per_unit=6),
+    # One vector of each of three to five memories in flight per thread.
+    "adam": Blocks(rows=128, threads=128, programs_per_unit=5, registers=96),
     "sgd": Blocks(rows=128, threads=128, programs_per_unit=8),
 }
 # Small enough that short tensors already fill several tiles and programs of the interpreter.

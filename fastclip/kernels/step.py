@@ -94,10 +94,11 @@ def _clipped(grad, offsets, mask, factor, WRITE_GRADS: tl.constexpr):
     """Return gradient * factor; with WRITE_GRADS, what is left of it in the gradient's type."""
     x = tl.load(grad + offsets, mask, other=0.0)
     if WRITE_GRADS:
-        size = tl.abs(factor)
+        size = tl.where(factor < 0.0, -factor, factor)
         x = (widen(x) * size).to(x.dtype)
         # A factor of 1 would write what it read.
-        tl.store(grad + offsets, x, mask & (size != 1.0))
+        if size != 1.0:
+            tl.store(grad + offsets, x, mask)
         g = tl.where(factor < 0.0, -widen(x), widen(x))
     else:
         g = widen(x) * factor
