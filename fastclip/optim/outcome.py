@@ -71,28 +71,24 @@ class Tally:
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
-        # steps, clipped, skipped, consecutive skips, largest norm
+        # clipped, skipped, steps, consecutive skips, largest norm
         self._counts = torch.zeros(5, device="cpu")
 
     def add(self, outcome: Outcome) -> None:
-        """Count one step."""
+        """Count one step, in eight small operations."""
         self.last = outcome
         device = outcome.total_norm.device
         if self._counts.device.type == "cpu":
             self._counts = self._counts.to(device, non_blocking=True)
         elif device != self._counts.device:  # a step without gradients has its outcome on the CPU
             outcome = Outcome(*(value.to(self._counts.device, non_blocking=True) for value in outcome))
-        norm = outcome.total_norm
-        steps, clipped, skipped, consecutive, largest = self._counts.unbind()
-        left_out = outcome.skipped.float()
-        counts = [
-            steps + 1,
-            clipped + (outcome.clip_coef < 1) * (1 - left_out),
-            skipped + left_out,
-            (consecutive + 1) * left_out,
-            torch.where(norm.isfinite(), torch.maximum(norm.float(), largest), largest),
-        ]
-        self._counts.copy_(torch.stack(counts))
+        counts, skipped = self._counts, outcome.skipped
+        clipped = (outcome.clip_coef < 1) > skipped
+        counts[:2].add_(torch.stack((clipped, skipped)))
+        counts[2:4].add_(1)
+        counts[3].mul_(skipped)
+        finite_norm = outcome.total_norm.float().nan_to_num(0.0, 0.0)
+        torch.maximum(counts[4], finite_norm, out=counts[4])
 
     def counts_on(self, device: torch.device) -> Tensor:
         """Return the counts, from now on on this device, for a kernel that counts a step there itself."""
@@ -102,7 +98,7 @@ class Tally:
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
-        steps, clipped, skipped, consecutive, largest = self._counts.tolist()
+        clipped, skipped, steps, consecutive, largest = self._counts.tolist()
         return Stats(int(steps), int(clipped), int(skipped), int(consecutive), largest)
 
     def state_dict(self) -> dict[str, float]:
@@ -120,5 +116,5 @@ class Tally:
         """Go on from a checkpoint; None, from an optimizer without fastclip, starts from nothing."""
         self.__init__()  # type: ignore[misc]
         if state is not None:
-            names = ("steps", "clipped", "skipped", "consecutive_skips", "largest_norm")
+            names = ("clipped", "skipped", "steps", "consecutive_skips", "largest_norm")
             self._counts = torch.tensor([float(state[name]) for name in names], device="cpu")

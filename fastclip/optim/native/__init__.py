@@ -18,7 +18,7 @@ from fastclip.backends.base import Declined
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
-_NAMES = ("cpu", "triton")
+_NAMES = ("cpu", "cuda", "triton")
 """Backends whose kernels step, each with a module of its name here, best first."""
 
 

@@ -67,6 +67,10 @@ def _call(
 
 
 def _declined_now(optimizer: Optimizer) -> str | None:
+    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    if first is not None and first.device.type != "cpu":
+        # Before anything is asked of a device: a scaler's scale is there, too.
+        return f"the parameters are on {first.device}"
     for number, group in enumerate(optimizer.param_groups):
         if group.get("capturable"):
             return f"group {number} is capturable"
