@@ -37,8 +37,10 @@ class ClippedOptimizer(Optimizer):
     clipped gradients need not be written: a clip costs one read of the gradients on top of the update.
     Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
 
-    The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU,
-    else by torch's fused step for optimizers made with fused=True; else it comes before the step.
+    The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU and
+    on one CUDA device, else by torch's fused step for optimizers made with fused=True; else it comes before the
+    step. On a device nothing waits for a folded step but the one that makes the state, and the whole step can be
+    captured in a CUDA graph once there is state.
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
@@ -179,7 +181,8 @@ class ClippedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
 
-        Plain torch loads it, and leaves that key alone. Synchronizes with the device.
+        Plain torch loads it, and leaves that key alone; step counters are where torch keeps them. Synchronizes
+        with the device.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)

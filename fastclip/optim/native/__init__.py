@@ -1,7 +1,8 @@
 """Route 1: fastclip's kernels, which read norm and clip the gradients on the way into the update.
 
 For exactly torch.optim.Adam, AdamW and SGD. The state is torch's own, made as torch makes it (`state`), so
-checkpoints go in and out of plain torch. Each module takes the step with one backend's kernels.
+checkpoints go in and out of plain torch. Each module takes the step with one backend's kernels: `cpu` for
+parameters on the CPU, `cuda` for those on one CUDA device.
 """
 
 from __future__ import annotations
