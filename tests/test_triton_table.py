@@ -11,6 +11,7 @@ from cases import DTYPES, dtype_id
 from torch import Tensor
 
 from fastclip.kernels import table as tables
+from fastclip.kernels.step_table import StepOperand, build_step_table, read_operands
 from fastclip.kernels.table import Int64Array, TableCache, build_table, chunk_nbytes, cut, overlap, read_spans
 
 CPU = torch.device("cpu")
@@ -163,3 +164,52 @@ def test_captured_tables_are_kept_and_do_not_share_memory(monkeypatch: pytest.Mo
     reserve.refill()
     kept.append(reserve.take(torch.full((40,), 4)))
     assert [k.unique().tolist() for k in kept] == [[0], [1], [2], [3], [4]]
+
+
+def operand(
+    starts: tuple[int, ...], dtype: torch.dtype = torch.float32, counter: Tensor | None = None, numel: int = 8
+) -> StepOperand:
+    """An operand whose gradient, parameter and state begin so many elements into memory of their own."""
+    memories = [torch.zeros(64, dtype=dtype)[start : start + numel] for start in starts]
+    grad, param, *state = memories
+    return StepOperand(param, grad, state, counter, rule=3, fresh=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_rows_of_a_step_say_whether_all_memories_lie_alike(dtype: torch.dtype) -> None:
+    vector = 16 // dtype.itemsize
+    starts = [(0, 0, 0, 0), (1, 1, 1 + vector, 1), (0, 1, 0, 0), (0, 0, 0, 1), (1, 0), (vector, 0)]
+    operands = [operand(s, dtype) for s in starts]
+    rows = read_operands(operands)
+    assert (rows[:, 7] & 1).tolist() == [1, 1, 0, 0, 0, 1]
+    assert rows[:, 0].tolist() == [o.grad.data_ptr() for o in operands]
+    assert rows[1, 1:5].tolist() == [t.data_ptr() for t in (operands[1].param, *operands[1].state)] + [0]
+    assert rows[:, 6].tolist() == [3] * 6
+
+
+def test_rows_of_a_step_tell_counters_and_fresh_state_apart() -> None:
+    counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64), None]
+    operands = [operand((0, 0), counter=counter) for counter in counters]
+    operands[2].fresh = True
+    rows = read_operands(operands)
+    assert rows[:, 5].tolist() == [counters[0].data_ptr(), counters[1].data_ptr(), 0]
+    assert (rows[:, 7] & 6).tolist() == [0, 4, 2]
+
+
+def test_what_is_shared_is_known_of_a_table() -> None:
+    memory, counter = torch.zeros(16), torch.zeros(())
+
+    def shared(params: list[Tensor], grads: list[Tensor], counters: list[Tensor | None]) -> list[str | None]:
+        rows = [
+            StepOperand(param, grad, [], count, 0, False)
+            for param, grad, count in zip(params, grads, counters, strict=True)
+        ]
+        table = build_step_table(read_operands(rows), CPU)
+        return [table.shared(with_grads=False), table.shared(with_grads=True)]
+
+    apart, other = [memory[:8], memory[8:]], [torch.zeros(8), torch.zeros(8)]
+    assert shared(apart, other, [None, None]) == [None, None]
+    assert shared([memory[:8], memory[7:15]], other, [None, None]) == ["two parameters share memory"] * 2
+    assert shared(apart, [other[0]] * 2, [None, None]) == [None, "two gradients share memory"]
+    assert shared(apart, other, [counter, counter]) == ["two parameters share a step counter"] * 2
+    assert shared(apart, other, [counter, torch.zeros(())]) == [None, None]

@@ -57,9 +57,9 @@ RULE_NESTEROV = tl.constexpr(7)
 RULE_LENGTH = tl.constexpr(9)
 
 # Elements of `counts`, as optim/outcome.py keeps them.
-COUNT_STEPS = tl.constexpr(0)
-COUNT_CLIPPED = tl.constexpr(1)
-COUNT_SKIPPED = tl.constexpr(2)
+COUNT_CLIPPED = tl.constexpr(0)
+COUNT_SKIPPED = tl.constexpr(1)
+COUNT_STEPS = tl.constexpr(2)
 COUNT_CONSECUTIVE = tl.constexpr(3)
 COUNT_LARGEST_NORM = tl.constexpr(4)
 

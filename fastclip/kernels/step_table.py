@@ -15,18 +15,12 @@ from torch import Tensor
 
 from fastclip.kernels.table import Int64Array, Table, build_table, overlap, read_spans, scratch, upload
 
-MAX_STATE = 3
-"""exp_avg, exp_avg_sq and max_exp_avg_sq."""
-
 # Columns of what is known of a tensor: those of `targets` in step.py, then numel and dtype tag.
 _GRAD, _PARAM, _STATE, _COUNTER, _RULE, _FLAGS, _NUMEL, _DTYPE = 0, 1, slice(2, 5), 5, 6, 7, 8, 9
 _TARGET_LENGTH, _ROW_LENGTH = 8, 10
 
 _ALIKE, _FRESH, _WIDE_COUNTER = 1, 2, 4
 _VECTOR_NBYTES = 16
-
-RULE_LENGTH = 9
-"""Columns of `rules`, see coefficients.py."""
 
 NUM_COEFFICIENTS = 8
 """Columns of `coefficients`, see step.py."""
@@ -60,8 +54,8 @@ def read_operands(operands: list[StepOperand]) -> Int64Array:
     rows[:, _GRAD], rows[:, _NUMEL], rows[:, _DTYPE] = spans.T
     rows[:, _PARAM] = [o.param.data_ptr() for o in operands]
     for i, operand in enumerate(operands):
-        for s, tensor in enumerate(operand.state):
-            rows[i, 2 + s] = tensor.data_ptr()
+        addresses = [tensor.data_ptr() for tensor in operand.state]
+        rows[i, _STATE.start : _STATE.start + len(addresses)] = addresses
     rows[:, _COUNTER] = [0 if o.counter is None else o.counter.data_ptr() for o in operands]
     rows[:, _RULE] = [o.rule for o in operands]
     memories = rows[:, : _STATE.stop]
