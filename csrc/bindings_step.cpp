@@ -90,10 +90,12 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
     increment_versions(list.param_tensors());
     if (write_grads && stepped.grad_factor != 1.0) increment_versions(list.grad_tensors());
   }
-  // A norm beyond float32 is returned as inf there.
-  const double norm =
-      list.has_float64() ? stepped.total_norm : static_cast<double>(static_cast<float>(stepped.total_norm));
-  return py::make_tuple(norm, stepped.coef, stepped.skipped, list.has_float64());
+  // Rounded as the tensors will be that they become: a norm beyond float32 is inf there.
+  const auto rounded = [&](double value) {
+    return list.has_float64() ? value : static_cast<double>(static_cast<float>(value));
+  };
+  return py::make_tuple(rounded(stepped.total_norm), rounded(stepped.coef), stepped.skipped,
+                        list.has_float64());
 }
 
 }  // namespace

@@ -19,24 +19,31 @@ bool same_layout(const dlpack::Tensor& a, const dlpack::Tensor& b) {
   return true;
 }
 
-// Where the last call found each tensor it read, in order. Tensors are scattered over the heap and seldom in
-// cache, so the next call fetches them ahead. An address that no longer holds one is fetched in vain, and
-// never read. Guarded by the GIL.
-struct Whereabouts {
-  const char* object;
-  const char* description;
-  const char* elements;
+// What the last call read.
+FetchAhead::Trail g_trail;
+
+// A parameter's state. Asked for in the order in which torch made it, nothing is searched for.
+class Entries {
+ public:
+  // `dict` may be nullptr, for a parameter that has no state.
+  explicit Entries(PyObject* dict) : dict_(dict) {}
+
+  // Borrowed; nullptr if there is none of this name.
+  PyObject* get(PyObject* name) {
+    if (dict_ == nullptr) return nullptr;
+    PyObject *key, *value;
+    Py_ssize_t position = position_;
+    if (PyDict_Next(dict_, &position, &key, &value) && key == name) {
+      position_ = position;
+      return value;
+    }
+    return PyDict_GetItemWithError(dict_, name);
+  }
+
+ private:
+  PyObject* dict_;
+  Py_ssize_t position_ = 0;
 };
-std::vector<Whereabouts> g_last_seen;
-
-constexpr size_t kFetchAhead = 16;
-constexpr ptrdiff_t kCacheLine = 64;
-
-void fetch(const Whereabouts& tensor) {
-  __builtin_prefetch(tensor.object);
-  for (ptrdiff_t line = -1; line <= 1; ++line) __builtin_prefetch(tensor.description + line * kCacheLine);
-  __builtin_prefetch(tensor.elements);
-}
 
 double load(const void* data, DType dtype) {
   return dtype == DType::kFloat64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
@@ -68,6 +75,9 @@ StepGroup sgd_parameters(PyObject* params, double momentum) {
   return group;
 }
 
+StepList::StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh)
+    : host_counts_(host_counts), device_{device_type, 0}, state_(state), fresh_(fresh), ahead_(&g_trail) {}
+
 StepList::~StepList() {
   // Backwards, so that a counter that several parameters share ends where it was.
   for (auto it = counted_.rbegin(); it != counted_.rend(); ++it) store(it->data, it->dtype, it->before);
@@ -77,16 +87,12 @@ StepList::~StepList() {
 }
 
 const char* StepList::read(PyObject* tensor, dlpack::Tensor* view, Span* span) {
-  if (num_read_ + kFetchAhead < g_last_seen.size()) fetch(g_last_seen[num_read_ + kFetchAhead]);
   const char* obstacle = read_tensor(tensor, device_.type, view, span);
   if (obstacle != nullptr) return obstacle;
-  if (num_read_ == 0) device_ = view->device;
+  if (!has_device_) device_ = view->device;
+  has_device_ = true;
   if (view->device.id != device_.id) return "is on another device than the first parameter";
-  if (num_read_ == g_last_seen.size()) g_last_seen.emplace_back();
-  const auto* object = reinterpret_cast<const char*>(tensor);
-  const auto* shape = reinterpret_cast<const char*>(view->shape);  // beside what describes the tensor
-  const auto* elements = host_counts_ ? static_cast<const char*>(span->data) : object;
-  g_last_seen[num_read_++] = {object, shape == nullptr ? object : shape, elements};
+  ahead_.tensor(tensor, *view);
   return nullptr;
 }
 
@@ -96,20 +102,20 @@ bool StepList::decline(const std::string& what) {
   return false;
 }
 
-// Borrowed; nullptr if there is none. The dict is nearly always in the order of the parameters.
 PyObject* StepList::state_of(PyObject* param) {
-  PyObject *key, *value;
+  PyObject *key, *state;
   Py_ssize_t position = state_position_;
-  if (PyDict_Next(state_, &position, &key, &value) && key == param) {
+  if (PyDict_Next(state_, &position, &key, &state) && key == param) {
     state_position_ = position;
-    return value;
+  } else {
+    state = PyDict_GetItemWithError(state_, param);
   }
-  return PyDict_GetItemWithError(state_, param);
+  if (state == nullptr || !PyDict_Check(state)) return nullptr;
+  ahead_.dict(state);
+  return state;
 }
 
-bool StepList::count(PyObject* param, PyObject* entries, StepTarget* target, double* step) {
-  static PyObject* const step_name = PyUnicode_InternFromString("step");
-  PyObject* tensor = PyDict_GetItemWithError(entries, step_name);
+bool StepList::count(PyObject* param, PyObject* tensor, StepTarget* target, double* step) {
   dlpack::Tensor view;
   Span span;
   const char* obstacle = tensor == nullptr ? "is not there" : read(tensor, &view, &span);
@@ -136,27 +142,22 @@ bool StepList::count(PyObject* param, PyObject* entries, StepTarget* target, dou
   return true;
 }
 
-bool StepList::add_state(PyObject* entries, const StepGroup& group, const Span& param,
+bool StepList::add_state(PyObject* tensor, const StepGroup& group, size_t place, const Span& param,
                          const dlpack::Tensor& layout, StepTarget* target) {
-  for (size_t s = 0; s < group.state_names.size(); ++s) {
-    PyObject* tensor = PyDict_GetItemWithError(entries, group.state_names[s]);
-    const auto name = [&] { return std::string(PyUnicode_AsUTF8(group.state_names[s])); };
-    if (tensor == nullptr) return decline("its state has no " + name());
-    dlpack::Tensor view;
-    Span span;
-    if (const char* obstacle = read(tensor, &view, &span)) {
-      return decline("its " + name() + " " + obstacle);
-    }
-    if (s == 0) target->state_dtype = span.dtype;
-    const bool widened = !host_counts_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
-    if ((span.dtype != param.dtype && !widened) || span.dtype != target->state_dtype ||
-        !same_layout(view, layout)) {
-      return decline("its " + name() + " has another dtype, shape or layout");
-    }
-    target->state[s] = span.data;
-    Py_INCREF(tensor);
-    state_tensors_.push_back(tensor);
+  const auto name = [&] { return std::string(PyUnicode_AsUTF8(group.state_names[place])); };
+  if (tensor == nullptr) return decline("its state has no " + name());
+  dlpack::Tensor view;
+  Span span;
+  if (const char* obstacle = read(tensor, &view, &span)) return decline("its " + name() + " " + obstacle);
+  if (place == 0) target->state_dtype = span.dtype;
+  const bool widened = !host_counts_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
+  if ((span.dtype != param.dtype && !widened) || span.dtype != target->state_dtype ||
+      !same_layout(view, layout)) {
+    return decline("its " + name() + " has another dtype, shape or layout");
   }
+  target->state[place] = span.data;
+  Py_INCREF(tensor);
+  state_tensors_.push_back(tensor);
   return true;
 }
 
@@ -177,16 +178,18 @@ bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   StepTarget target{param_span.data, {}, nullptr, 0, param_span.dtype, DType::kFloat32};
   double step = 0;
   if (group.counts_steps || !group.state_names.empty()) {
-    PyObject* entries = state_of(param);
-    PyObject* first = entries != nullptr && PyDict_Check(entries)
-                          ? PyDict_GetItemWithError(entries, group.state_names[0])
-                          : nullptr;
-    if (first == nullptr || first == Py_None) {
-      if (!PyErr_Occurred()) missing_.push_back(param);
-      return true;
+    static PyObject* const step_name = PyUnicode_InternFromString("step");
+    Entries entries(state_of(param));
+    PyObject* const counter = group.counts_steps ? entries.get(step_name) : nullptr;
+    for (size_t s = 0; s < group.state_names.size(); ++s) {
+      PyObject* const tensor = entries.get(group.state_names[s]);
+      if (s == 0 && (tensor == nullptr || tensor == Py_None)) {
+        if (!PyErr_Occurred()) missing_.push_back(param);
+        return true;
+      }
+      if (!add_state(tensor, group, s, param_span, param_view, &target)) return false;
     }
-    if (!add_state(entries, group, param_span, param_view, &target)) return false;
-    if (group.counts_steps && !count(param, entries, &target, &step)) return false;
+    if (group.counts_steps && !count(param, counter, &target, &step)) return false;
   }
   const int in_fresh = PySet_GET_SIZE(fresh_) > 0 ? PySet_Contains(fresh_, param) : 0;
   const StepRuleUse rule{num_groups_ - 1, step, in_fresh == 1};

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "fetch_ahead.h"
 #include "step_rule.h"
 #include "tensor_list.h"
 
@@ -42,8 +43,7 @@ class StepList {
   // `state` is the optimizer's dict parameter -> dict. `fresh`, a set, holds the parameters whose state was
   // made for this step. All tensors are to be on one device of the given type, where either the host counts
   // the steps or the kernels do.
-  StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh)
-      : host_counts_(host_counts), device_{device_type, 0}, state_(state), fresh_(fresh) {}
+  StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh);
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
   ~StepList();
@@ -85,14 +85,18 @@ class StepList {
   // As read_tensor, of tensors on the device.
   const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span);
   bool add(PyObject* param, PyObject* grad, const StepGroup& group);
-  bool add_state(PyObject* entries, const StepGroup& group, const Span& param, const dlpack::Tensor& layout,
-                 StepTarget* target);
+  // Reads one tensor of a parameter's state; declines if it does not fit the parameter, or the target's
+  // first.
+  bool add_state(PyObject* tensor, const StepGroup& group, size_t place, const Span& param,
+                 const dlpack::Tensor& layout, StepTarget* target);
   // `step` becomes the count that includes this one, unless the device counts.
-  bool count(PyObject* param, PyObject* entries, StepTarget* target, double* step);
+  bool count(PyObject* param, PyObject* tensor, StepTarget* target, double* step);
+  // Borrowed; nullptr if there is no dict. The state is nearly always in the order of the parameters.
   PyObject* state_of(PyObject* param);
   bool decline(const std::string& what);
 
   bool host_counts_;
+  bool has_device_ = false;  // whether device_ is that of a tensor
   dlpack::Device device_;
   PyObject* state_;
   PyObject* fresh_;
@@ -109,7 +113,7 @@ class StepList {
   std::vector<PyObject*> counted_on_cpu_;
   std::vector<Counted> counted_;
   std::string reason_;
-  size_t num_read_ = 0;
+  FetchAhead ahead_;
   size_t num_groups_ = 0;
   int64_t param_index_ = 0;
   bool has_float64_ = false;

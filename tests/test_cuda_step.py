@@ -132,7 +132,7 @@ def test_unscales_on_the_way(option: str) -> None:
         cases.give(ours, [g * 2**10 for g in grads])
         cases.give(theirs, grads)
         got, wanted = taken(cuda.step(scaled, SETTINGS, amp)), taken(cuda.step(unscaled, SETTINGS, Amp()))
-        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+        assert got.numbers() == wanted.numbers()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 from fastclip.optim.native import state
-from fastclip.optim.outcome import Outcome, Tally
+from fastclip.optim.outcome import Outcome, Stats, Tally
 
 
 def on_meta(count: int = 2) -> list[torch.nn.Parameter]:
@@ -31,9 +32,9 @@ def test_counters_are_made_on_the_device_and_all_of_it_is_taken_back() -> None:
         "exp_avg_sq": "meta",
         "max_exp_avg_sq": "meta",
     }
-    state.settle_first_step(optimizer, made, Outcome.on_cpu(1.0, 1.0, False, torch.float32))
+    state.settle_first_step(optimizer, made, Outcome.of_numbers(1.0, 1.0, False, torch.float32))
     assert list(optimizer.state) == params[:1]
-    state.settle_first_step(optimizer, made, Outcome.on_cpu(1.0, 1.0, True, torch.float32))
+    state.settle_first_step(optimizer, made, Outcome.of_numbers(1.0, 1.0, True, torch.float32))
     assert not optimizer.state
 
 
@@ -82,16 +83,24 @@ def test_a_checkpoint_without_counters_on_a_device_is_left_alone(kind: type[Opti
     torch.testing.assert_close(state.as_torch_keeps_it(optimizer, optimizer.state_dict()), before)
 
 
-def test_counting_changes_the_counts_in_place() -> None:
-    tally = Tally()
-    counts = tally._counts
-    for skipped in (False, True, True):
-        tally.add(Outcome.on_cpu(3.0, 0.5, skipped, torch.float32))
-    assert tally._counts is counts
-    assert vars(tally.stats()) == {
-        "steps": 3,
-        "clipped": 1,
-        "skipped": 2,
-        "consecutive_skips": 2,
-        "largest_norm": 3.0,
-    }
+def test_on_a_device_the_counts_are_changed_in_place_and_agree_with_the_hosts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [
+        (3.0, 0.5, False),
+        (0.5, 1.0, False),
+        (5.0, 0.2, False),
+        (math.inf, 0.0, True),
+        (math.nan, math.nan, True),
+    ]
+    outcomes = [Outcome.of_numbers(*step, torch.float32) for step in steps]
+    on_host, on_device = Tally(), Tally()
+    for outcome in outcomes:
+        on_host.add(outcome)
+    monkeypatch.setattr(Outcome, "numbers", lambda self: None)
+    on_device.add(outcomes[0])
+    counts = on_device._counts
+    for outcome in outcomes[1:]:
+        on_device.add(outcome)
+    assert on_device._counts is counts
+    assert on_device.stats() == on_host.stats() == Stats(5, 2, 2, 2, 5.0)

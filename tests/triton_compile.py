@@ -83,7 +83,7 @@ def variants() -> list[Variant]:
 
 def step_variants() -> Iterator[Variant]:
     """The kernels of an optimizer's step, beside the norm, with what is optional and without it."""
-    counts_on = {"counts": "*fp32", "targets": "*i64", "num_tensors": "i32", "rules": "*fp64"}
+    counts_on = {"counts": "*fp64", "targets": "*i64", "num_tensors": "i32", "rules": "*fp64"}
     for kind, (decide, update) in step_launch.KERNELS.items():
         for name, amp, returned in (
             ("plain", "constexpr", "fp32"),

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, cast
 
-import torch
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
+from torch.compiler import is_compiling
 
 from fastclip.backends import eager
 from fastclip.backends.base import Backend, BackendInfo, Declined
@@ -115,11 +116,7 @@ def run(operation: str, *args: Any, foreach: bool | None = None) -> Any:
 
 def is_tracing() -> bool:
     """Whether torch must see every operation: a compiler, a tracer or a dispatch mode is at work."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
 
 
 @functools.cache

@@ -74,13 +74,13 @@ def _report(total_norm, coefficient, skipped, norm_out, coefficient_out, skipped
     tl.store(coefficient_out, coefficient)
     tl.store(skipped_out, skipped.to(tl.uint8))
     clipped = (coefficient < 1.0) & (skipped == 0)
-    left_out = skipped.to(tl.float32)
-    tl.store(counts + COUNT_STEPS, tl.load(counts + COUNT_STEPS) + 1.0)
-    tl.store(counts + COUNT_CLIPPED, tl.load(counts + COUNT_CLIPPED) + clipped.to(tl.float32))
+    left_out = skipped.to(tl.float64)
+    tl.store(counts + COUNT_CLIPPED, tl.load(counts + COUNT_CLIPPED) + clipped.to(tl.float64))
     tl.store(counts + COUNT_SKIPPED, tl.load(counts + COUNT_SKIPPED) + left_out)
+    tl.store(counts + COUNT_STEPS, tl.load(counts + COUNT_STEPS) + 1.0)
     tl.store(counts + COUNT_CONSECUTIVE, (tl.load(counts + COUNT_CONSECUTIVE) + 1.0) * left_out)
     largest = tl.load(counts + COUNT_LARGEST_NORM)
-    norm = total_norm.to(tl.float32)
+    norm = total_norm.to(tl.float64)
     # False of nan.
     tl.store(counts + COUNT_LARGEST_NORM, tl.where((norm > largest) & (norm < float("inf")), norm, largest))
 

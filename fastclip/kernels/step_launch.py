@@ -45,7 +45,7 @@ def step(
         rules: (groups, 9) float64, see coefficients.py.
         clip: How to clip.
         dtype: Of the norm and the coefficient that are returned.
-        counts: (5,) float32, see coefficients.py.
+        counts: (5,) float64, see coefficients.py.
 
     Returns:
         The norm of the unscaled gradients, the coefficient, and whether the step was skipped (bool); 0-dim.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,30 +12,64 @@ CHECKPOINT_KEY = "fastclip"
 """Under which the counters stand in a `state_dict`."""
 
 
-class Outcome(NamedTuple):
+class Outcome:
     """What happened in one step: 0-dim tensors on the device of the gradients.
 
-    Attributes:
-        total_norm: Before clipping, of the gradients divided by a GradScaler's scale; float32 or float64.
-        clip_coef: What they were multiplied by, at most 1.
-        skipped: bool; whether parameters and state were left as they were.
+    Numbers that the host knows become tensors when they are asked for: with small parameters, making them
+    costs more than the step.
     """
 
-    total_norm: Tensor
-    clip_coef: Tensor
-    skipped: Tensor
+    def __init__(self, total_norm: Tensor, clip_coef: Tensor, skipped: Tensor) -> None:
+        """Take tensors of one device."""
+        self._tensors: tuple[Tensor, Tensor, Tensor] | None = (total_norm, clip_coef, skipped)
+        self._numbers: tuple[float, float, bool] | None = None
+        self._dtype = total_norm.dtype
 
     @classmethod
-    def on_cpu(cls, total_norm: float, clip_coef: float, skipped: bool, dtype: torch.dtype) -> Outcome:
-        """Return an outcome from numbers."""
-        return cls(
-            torch.scalar_tensor(total_norm, dtype=dtype, device="cpu"),
-            torch.scalar_tensor(clip_coef, dtype=dtype, device="cpu"),
-            torch.scalar_tensor(skipped, dtype=torch.bool, device="cpu"),
-        )
+    def of_numbers(cls, total_norm: float, clip_coef: float, skipped: bool, dtype: torch.dtype) -> Outcome:
+        """Return an outcome that the host knows; `dtype` is that of norm and coefficient."""
+        outcome = cls.__new__(cls)
+        outcome._tensors, outcome._numbers, outcome._dtype = None, (total_norm, clip_coef, skipped), dtype
+        return outcome
+
+    @property
+    def total_norm(self) -> Tensor:
+        """Return the norm before clipping, of the gradients divided by a GradScaler's scale."""
+        return self._as_tensors()[0]
+
+    @property
+    def clip_coef(self) -> Tensor:
+        """Return what the gradients were multiplied by, at most 1."""
+        return self._as_tensors()[1]
+
+    @property
+    def skipped(self) -> Tensor:
+        """Return whether parameters and state were left as they were; bool."""
+        return self._as_tensors()[2]
+
+    def numbers(self) -> tuple[float, float, bool] | None:
+        """Return norm, coefficient and skip if they are at hand without a synchronization, else None."""
+        if self._numbers is None and self.total_norm.device.type == "cpu":
+            self._numbers = float(self.total_norm), float(self.clip_coef), bool(self.skipped)
+        return self._numbers
+
+    def _as_tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._tensors is None:
+            assert self._numbers is not None  # one of the two is there from the start
+            norm, coef, skipped = self._numbers
+            self._tensors = (
+                torch.scalar_tensor(norm, dtype=self._dtype, device="cpu"),
+                torch.scalar_tensor(coef, dtype=self._dtype, device="cpu"),
+                torch.scalar_tensor(skipped, dtype=torch.bool, device="cpu"),
+            )
+        return self._tensors
+
+    def __repr__(self) -> str:
+        """Return the three tensors."""
+        return f"Outcome(total_norm={self.total_norm}, clip_coef={self.clip_coef}, skipped={self.skipped})"
 
 
-NO_GRADIENTS = Outcome.on_cpu(0.0, 1.0, False, torch.float32)
+NO_GRADIENTS = Outcome.of_numbers(0.0, 1.0, False, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -63,42 +97,63 @@ class Stats:
 
 
 class Tally:
-    """Counts outcomes where their tensors are, so that counting never synchronizes.
+    """Counts outcomes where they are, so that counting never synchronizes.
 
-    The counts are changed in place: a captured step goes on counting when its graph is replayed.
+    On a device the counts are changed in place: a captured step goes on counting when its graph is replayed.
     """
 
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
-        # clipped, skipped, steps, consecutive skips, largest norm
-        self._counts = torch.zeros(5, device="cpu")
+        # Clipped, skipped, steps, consecutive skips, largest norm: on the host until an outcome is not.
+        self._counts: list[float] | Tensor = [0.0] * 5
 
     def add(self, outcome: Outcome) -> None:
-        """Count one step, in eight small operations."""
+        """Count one step."""
         self.last = outcome
-        device = outcome.total_norm.device
-        if self._counts.device.type == "cpu":
-            self._counts = self._counts.to(device, non_blocking=True)
-        elif device != self._counts.device:  # a step without gradients has its outcome on the CPU
-            outcome = Outcome(*(value.to(self._counts.device, non_blocking=True) for value in outcome))
-        counts, skipped = self._counts, outcome.skipped
-        clipped = (outcome.clip_coef < 1) > skipped
-        counts[:2].add_(torch.stack((clipped, skipped)))
+        numbers = outcome.numbers()
+        if numbers is None or isinstance(self._counts, Tensor):
+            self._add_on_device(outcome)
+            return
+        clipped, skipped, steps, consecutive, largest = self._counts
+        norm, coef, left_out = numbers
+        self._counts = [
+            clipped + (coef < 1 and not left_out),
+            skipped + left_out,
+            steps + 1,
+            (consecutive + 1) * left_out,
+            max(largest, norm) if math.isfinite(norm) else largest,
+        ]
+
+    def _add_on_device(self, outcome: Outcome) -> None:
+        """Count in eight small operations; a step without gradients has its outcome on the host."""
+        where = self._counts if isinstance(self._counts, Tensor) else outcome.total_norm
+        counts = self.counts_on(where.device)
+        norm, coef, skipped = (
+            value.to(counts.device, non_blocking=True)
+            for value in (outcome.total_norm, outcome.clip_coef, outcome.skipped)
+        )
+        counts[:2].add_(torch.stack(((coef < 1) > skipped, skipped)))
         counts[2:4].add_(1)
         counts[3].mul_(skipped)
-        finite_norm = outcome.total_norm.float().nan_to_num(0.0, 0.0)
-        torch.maximum(counts[4], finite_norm, out=counts[4])
+        torch.maximum(counts[4], norm.to(counts.dtype).nan_to_num(0.0, 0.0), out=counts[4])
 
     def counts_on(self, device: torch.device) -> Tensor:
-        """Return the counts, from now on on this device, for a kernel that counts a step there itself."""
+        """Return the counts, from now on on this device, for a kernel that counts a step into them itself.
+
+        They stand as clipped, skipped, steps, consecutive skips, largest norm; float64 where there is one.
+        """
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        if not isinstance(self._counts, Tensor):
+            self._counts = torch.tensor(self._counts, dtype=dtype, device="cpu")
         if self._counts.device != device:
-            self._counts = self._counts.to(device, non_blocking=True)
+            self._counts = self._counts.to(device, dtype, non_blocking=True)
         return self._counts
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
-        clipped, skipped, steps, consecutive, largest = self._counts.tolist()
+        counts = self._counts.tolist() if isinstance(self._counts, Tensor) else self._counts
+        clipped, skipped, steps, consecutive, largest = counts
         return Stats(int(steps), int(clipped), int(skipped), int(consecutive), largest)
 
     def state_dict(self) -> dict[str, float]:
@@ -117,4 +172,4 @@ class Tally:
         self.__init__()  # type: ignore[misc]
         if state is not None:
             names = ("clipped", "skipped", "steps", "consecutive_skips", "largest_norm")
-            self._counts = torch.tensor([float(state[name]) for name in names], device="cpu")
+            self._counts = [float(state[name]) for name in names]

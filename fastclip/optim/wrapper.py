@@ -38,9 +38,9 @@ class ClippedOptimizer(Optimizer):
     Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
 
     The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU and
-    on one CUDA device, else by torch's fused step for optimizers made with fused=True; else it comes before the
-    step. On a device nothing waits for a folded step but the one that makes the state, and the whole step can be
-    captured in a CUDA graph once there is state.
+    on one CUDA device, else by torch's fused step for optimizers made with fused=True; else it comes before
+    the step. By the kernels for CUDA, only a step that makes state waits for the device, and once there is
+    state a CUDA graph can hold the whole step.
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
@@ -181,8 +181,8 @@ class ClippedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
 
-        Plain torch loads it, and leaves that key alone; step counters are where torch keeps them. Synchronizes
-        with the device.
+        Plain torch loads it, and leaves that key alone; step counters are where torch keeps them.
+        Synchronizes with the device.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)

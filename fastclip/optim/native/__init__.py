@@ -40,13 +40,18 @@ def _load(name: str) -> Kernels:
 
 def unsupported(optimizer: Optimizer, settings: Settings) -> str | None:
     """Return why this optimizer can never take this route, or None."""
+    if reason := _no_kernel_for(optimizer, settings):
+        return reason
+    reasons = {name: _load(name).unavailable_reason() for name in _NAMES}
+    return _listed(reasons) if all(reasons.values()) else None
+
+
+def _no_kernel_for(optimizer: Optimizer, settings: Settings) -> str | None:
     if type(optimizer) not in (Adam, AdamW, SGD):
         return f"fastclip has kernels for torch.optim.Adam, AdamW and SGD, not for {type(optimizer).__name__}"
     if not settings.norm_type > 0:
         return f"there is no kernel for norm_type={settings.norm_type}"
-    if any(_load(name).unavailable_reason() is None for name in _NAMES):
-        return None
-    return _listed({name: _load(name).unavailable_reason() for name in _NAMES})
+    return None
 
 
 def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
@@ -55,7 +60,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
     Moves what the update moves, and reads the gradients once more. `.grad` keeps its values unless
     `settings.write_grads`.
     """
-    if reason := unsupported(optimizer, settings) or _declined_now(optimizer):
+    if reason := _no_kernel_for(optimizer, settings) or _declined_now(optimizer):
         return Declined(reason)
     chosen = backends.chosen()
     reasons: dict[str, str] = {}

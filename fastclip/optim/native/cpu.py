@@ -44,7 +44,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
         outcome = NO_GRADIENTS
     else:
         norm, coef, skipped, any_float64 = result
-        outcome = Outcome.on_cpu(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+        outcome = Outcome.of_numbers(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
     tally.add(outcome)
     return outcome
 

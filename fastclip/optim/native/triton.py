@@ -46,7 +46,8 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
     finally:
         if outcome is None:
             discard_state(optimizer, made)
-    settle_first_step(optimizer, made, outcome)
+    if settings.skips or amp.found_inf is not None:
+        settle_first_step(optimizer, made, outcome)
     tally.last = outcome
     return outcome
 
