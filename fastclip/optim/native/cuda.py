@@ -32,7 +32,7 @@ def unavailable_reason() -> str | None:
 
 
 def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
-    """Clip and update on the device."""
+    """Clip, update and count on the device."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
     found = _collect(optimizer, settings, set())
@@ -42,14 +42,12 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
         found = _collect(optimizer, settings, set(made))
     outcome: Outcome | Declined | None = None
     try:
-        outcome = found if isinstance(found, Declined) else _run(found, settings, amp)
+        outcome = found if isinstance(found, Declined) else _run(found, settings, amp, tally)
     finally:
         if not isinstance(outcome, Outcome):
             discard_state(optimizer, made)
-    if isinstance(outcome, Outcome):
-        if settings.skips or amp.found_inf is not None:
-            settle_first_step(optimizer, made, outcome)
-        tally.add(outcome)
+    if isinstance(outcome, Outcome) and (settings.skips or amp.found_inf is not None):
+        settle_first_step(optimizer, made, outcome)
     return outcome
 
 
@@ -74,8 +72,9 @@ def _collect(optimizer: Optimizer, settings: Settings, fresh: set[Tensor]) -> An
     return found
 
 
-def _run(found: Any, settings: Settings, amp: Amp) -> Outcome | Declined:
+def _run(found: Any, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
     if not found:
+        tally.add(NO_GRADIENTS)
         return NO_GRADIENTS
     device = cuda._device(found)
     dtype = torch.float64 if found.has_float64 else torch.float32
@@ -94,9 +93,13 @@ def _run(found: Any, settings: Settings, amp: Amp) -> Outcome | Declined:
         total_norm.data_ptr(),
         clip_coef.data_ptr(),
         skipped.data_ptr(),
+        tally.counts_on(device).data_ptr(),
         workspace.data_ptr(),
     )
-    return Declined(reason) if reason else Outcome(total_norm, clip_coef, skipped)
+    if reason:
+        return Declined(reason)
+    tally.last = Outcome(total_norm, clip_coef, skipped)
+    return tally.last
 
 
 def _declined_now(optimizer: Optimizer) -> str | None:
