@@ -9,6 +9,7 @@
 #include <Python.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "dlpack_abi.h"
@@ -19,8 +20,8 @@ namespace fastclip {
 class FetchAhead {
  public:
   struct Region {
-    const char* begin;
-    const char* end;
+    uintptr_t begin;
+    uintptr_t end;
   };
   using Trail = std::vector<Region>;
 
@@ -34,7 +35,7 @@ class FetchAhead {
   void dict(const PyObject* dict);
 
  private:
-  void region(const void* begin, size_t nbytes);
+  void region(uintptr_t begin, size_t nbytes);
 
   Trail& trail_;
   size_t position_ = 0;

@@ -211,7 +211,17 @@ bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
 }
 
 StepList::Outcome StepList::collect(const StepGroup& group) {
-  ++num_groups_;
+  if (++num_groups_ == 1) {  // nearly always the only one, or of the largest
+    const Py_ssize_t size = PyList_GET_SIZE(group.params);
+    grads_.reserve(size);
+    params_.reserve(size);
+    targets_.reserve(size);
+    grad_tensors_.reserve(size);
+    param_tensors_.reserve(size);
+    state_tensors_.reserve(size * (group.state_names.size() + group.counts_steps));
+    if (group.counts_steps && host_counts_) counted_.reserve(size);
+    if (group.counts_steps && !host_counts_) counters_.reserve(size);
+  }
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(group.params); ++i) {
     param_index_ = i;
     PyObject* param = PyList_GET_ITEM(group.params, i);
