@@ -38,9 +38,9 @@ class ClippedOptimizer(Optimizer):
     Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
 
     The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU and
-    on one CUDA device, else by torch's fused step for optimizers made with fused=True; else it comes before
-    the step. By the kernels for CUDA, only a step that makes state waits for the device, and once there is
-    state a CUDA graph can hold the whole step.
+    on one CUDA or ROCm device, else by torch's fused step for optimizers made with fused=True; else it comes
+    before the step. By the kernels for devices, only a step that makes state waits for the device, and once
+    there is state a CUDA graph can hold the whole step.
 
     Args:
         optimizer: Any torch optimizer but a clipped one.

@@ -2,7 +2,7 @@
 
 For exactly torch.optim.Adam, AdamW and SGD. The state is torch's own, made as torch makes it (`state`), so
 checkpoints go in and out of plain torch. Each module takes the step with one backend's kernels: `cpu` for
-parameters on the CPU, `cuda` for those on one CUDA device.
+parameters on the CPU, `cuda` for those on one CUDA device, `triton` for those on one CUDA or ROCm device.
 """
 
 from __future__ import annotations
