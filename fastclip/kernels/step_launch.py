@@ -18,8 +18,9 @@ KERNELS = {
     "sgd": (sgd_coefficients_kernel, sgd_kernel),
 }
 
+# One thread per tensor: a second one might read a counter that the first has counted up.
 TENSORS_PER_PROGRAM = 64
-OF_TENSORS = Blocks(rows=0, threads=64, programs_per_unit=1)
+OF_TENSORS = Blocks(rows=0, threads=TENSORS_PER_PROGRAM, programs_per_unit=1)
 
 
 @dataclass(frozen=True)
