@@ -179,4 +179,5 @@ PYBIND11_MODULE(_C, m) {
         "[(position, nan, inf), ...] of the tensors that are not finite.");
   define_step(m);
   bind_cuda(m);
+  bind_cuda_step(m);
 }

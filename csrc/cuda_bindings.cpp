@@ -76,41 +76,41 @@ class CudaTensors {
 
   std::string total_norm(double p, double max_norm, uintptr_t norm, uintptr_t coefficient,
                          uintptr_t workspace) const {
-    const auto call = cuda_call(list_, pointer(workspace));
+    const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
     return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, norm_dtype(has_float64()),
                                                    pointer(norm),
                                                    static_cast<double*>(pointer(coefficient))));
   }
 
   std::string clip_grad_norm(double max_norm, double p, uintptr_t norm, uintptr_t workspace) const {
-    const auto call = cuda_call(list_, pointer(workspace));
+    const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
     return reason_of(
         CudaLibrary::get().clip_grad_norm(&call, p, max_norm, norm_dtype(has_float64()), pointer(norm)));
   }
 
   std::string scale(uintptr_t coefficient) const {
-    const auto call = cuda_call(list_, nullptr);
+    const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
     return reason_of(CudaLibrary::get().scale(&call, static_cast<double*>(pointer(coefficient))));
   }
 
   std::string clip_grads_with_norm(double max_norm, uintptr_t norm, bool norm_is_float64) const {
-    const auto call = cuda_call(list_, nullptr);
+    const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
     return reason_of(
         CudaLibrary::get().clip_grads_with_norm(&call, max_norm, norm_dtype(norm_is_float64), pointer(norm)));
   }
 
   std::string norms(double p, uintptr_t norms, uintptr_t workspace) const {
-    const auto call = cuda_call(list_, pointer(workspace));
+    const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
     return reason_of(CudaLibrary::get().norms(&call, p, norm_dtype(has_float64()), pointer(norms)));
   }
 
   std::string count_nonfinite(uintptr_t counts, uintptr_t workspace) const {
-    const auto call = cuda_call(list_, pointer(workspace));
+    const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
     return reason_of(CudaLibrary::get().count_nonfinite(&call, static_cast<int64_t*>(pointer(counts))));
   }
 
   std::string clamp(double limit) const {
-    const auto call = cuda_call(list_, nullptr);
+    const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
     return reason_of(CudaLibrary::get().clamp(&call, limit));
   }
 

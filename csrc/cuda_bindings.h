@@ -7,4 +7,7 @@ namespace fastclip {
 
 void bind_cuda(pybind11::module_& m);
 
+// Adds the classes of cuda_step_bindings.cpp.
+void bind_cuda_step(pybind11::module_& m);
+
 }  // namespace fastclip

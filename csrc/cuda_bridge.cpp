@@ -51,7 +51,10 @@ std::string CudaLibrary::load(const std::string& path) {
                         find(library, "fastclip_cuda_clip_grads_with_norm", &found.clip_grads_with_norm) &&
                         find(library, "fastclip_cuda_norms", &found.norms) &&
                         find(library, "fastclip_cuda_count_nonfinite", &found.count_nonfinite) &&
-                        find(library, "fastclip_cuda_clamp", &found.clamp);
+                        find(library, "fastclip_cuda_clamp", &found.clamp) &&
+                        find(library, "fastclip_cuda_step_workspace_bytes", &found.step_workspace_bytes) &&
+                        find(library, "fastclip_cuda_adam_step", &found.adam_step) &&
+                        find(library, "fastclip_cuda_sgd_step", &found.sgd_step);
   if (!complete) return path + " lacks a function of this version of fastclip";
   if (const int version = found.abi_version(); version != FASTCLIP_CUDA_ABI_VERSION) {
     return path + " has ABI version " + std::to_string(version) + "; expected " +
@@ -64,9 +67,8 @@ std::string CudaLibrary::load(const std::string& path) {
 
 const CudaLibrary& CudaLibrary::get() { return g_library; }
 
-FastclipCudaCall cuda_call(const TensorList& tensors, void* workspace) {
+FastclipCudaCall cuda_call(const std::vector<Span>& spans, dlpack::Device device, void* workspace) {
   const dlpack::ExchangeApi* const api = TensorTypes::get().api;
-  const dlpack::Device device = tensors.device();
   void* stream = nullptr;
   if (api->current_work_stream(device.type, device.id, &stream) != 0) {
     PyErr_Clear();
@@ -74,8 +76,8 @@ FastclipCudaCall cuda_call(const TensorList& tensors, void* workspace) {
         "fastclip: torch does not name the current stream of cuda:" + std::to_string(device.id) + ".");
   }
   FastclipCudaCall call;
-  call.spans = reinterpret_cast<const FastclipCudaSpan*>(tensors.spans().data());
-  call.num_spans = static_cast<int64_t>(tensors.spans().size());
+  call.spans = reinterpret_cast<const FastclipCudaSpan*>(spans.data());
+  call.num_spans = static_cast<int64_t>(spans.size());
   call.device = device.id;
   call.stream = stream;
   call.workspace = workspace;

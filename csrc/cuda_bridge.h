@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cuda/fastclip_cuda.h"
 #include "tensor_list.h"
@@ -22,6 +23,9 @@ struct CudaLibrary {
   decltype(&fastclip_cuda_norms) norms;
   decltype(&fastclip_cuda_count_nonfinite) count_nonfinite;
   decltype(&fastclip_cuda_clamp) clamp;
+  decltype(&fastclip_cuda_step_workspace_bytes) step_workspace_bytes;
+  decltype(&fastclip_cuda_adam_step) adam_step;
+  decltype(&fastclip_cuda_sgd_step) sgd_step;
 
   // Loads the library at `path`. Returns an empty string, or why it cannot be used.
   static std::string load(const std::string& path);
@@ -29,9 +33,9 @@ struct CudaLibrary {
   static const CudaLibrary& get();
 };
 
-// The same tensors as the library takes them, on the stream that torch works on. Throws std::runtime_error if
-// torch cannot name the stream.
-FastclipCudaCall cuda_call(const TensorList& tensors, void* workspace);
+// Spans on a device as the library takes them, on the stream that torch works on. Throws std::runtime_error
+// if torch cannot name the stream.
+FastclipCudaCall cuda_call(const std::vector<Span>& spans, dlpack::Device device, void* workspace);
 
 // What a status asks for: an empty string is success, any other the reason why these tensors are not for the
 // library, which has touched nothing. Throws std::runtime_error with the message of a CUDA error.

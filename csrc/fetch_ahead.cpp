@@ -35,7 +35,8 @@ void FetchAhead::tensor(const PyObject* tensor, const dlpack::Tensor& view) {
   const uintptr_t elements = address(view.data) + view.byte_offset;
   const uintptr_t begin = address(view.shape) - kBeforeShape, nbytes = kBeforeShape + kAfterShape;
   if (view.shape != nullptr) region(begin, nbytes);
-  if (view.shape == nullptr || elements - begin >= nbytes) region(elements, 1);
+  const bool beside = view.shape != nullptr && elements - begin < nbytes;
+  if (view.device.type == dlpack::kCpu && !beside) region(elements, 1);
 }
 
 void FetchAhead::dict(const PyObject* dict) {

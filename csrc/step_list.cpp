@@ -1,5 +1,7 @@
 #include "step_list.h"
 
+#include <algorithm>
+
 #include "cpu/pass.h"
 
 namespace fastclip {
@@ -57,7 +59,24 @@ void store(void* data, DType dtype, double value) {
 
 }  // namespace
 
-StepList::StepList(PyObject* state, PyObject* fresh) : state_(state), fresh_(fresh), ahead_(&g_trail) {}
+StepGroup adam_parameters(PyObject* params, bool amsgrad) {
+  static PyObject* const exp_avg = PyUnicode_InternFromString("exp_avg");
+  static PyObject* const exp_avg_sq = PyUnicode_InternFromString("exp_avg_sq");
+  static PyObject* const max_exp_avg_sq = PyUnicode_InternFromString("max_exp_avg_sq");
+  StepGroup group{params, {exp_avg, exp_avg_sq}, true};
+  if (amsgrad) group.state_names.push_back(max_exp_avg_sq);
+  return group;
+}
+
+StepGroup sgd_parameters(PyObject* params, double momentum) {
+  static PyObject* const momentum_buffer = PyUnicode_InternFromString("momentum_buffer");
+  StepGroup group{params, {}, false};
+  if (momentum != 0) group.state_names.push_back(momentum_buffer);
+  return group;
+}
+
+StepList::StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh)
+    : host_counts_(host_counts), device_{device_type, 0}, state_(state), fresh_(fresh), ahead_(&g_trail) {}
 
 StepList::~StepList() {
   // Backwards, so that a counter that several parameters share ends where it was.
@@ -68,9 +87,13 @@ StepList::~StepList() {
 }
 
 const char* StepList::read(PyObject* tensor, dlpack::Tensor* view, Span* span) {
-  const char* obstacle = read_tensor(tensor, dlpack::kCpu, view, span);
-  if (obstacle == nullptr) ahead_.tensor(tensor, *view);
-  return obstacle;
+  const char* obstacle = read_tensor(tensor, device_.type, view, span);
+  if (obstacle != nullptr) return obstacle;
+  if (!has_device_) device_ = view->device;
+  has_device_ = true;
+  if (view->device.id != device_.id) return "is on another device than the first parameter";
+  ahead_.tensor(tensor, *view);
+  return nullptr;
 }
 
 bool StepList::decline(const std::string& what) {
@@ -92,32 +115,47 @@ PyObject* StepList::state_of(PyObject* param) {
   return state;
 }
 
-double StepList::count(PyObject* tensor) {
+bool StepList::count(PyObject* param, PyObject* tensor, StepTarget* target, double* step) {
   dlpack::Tensor view;
   Span span;
-  if (tensor == nullptr || read(tensor, &view, &span) != nullptr || span.numel != 1 ||
-      (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
-    decline("its state holds no step of one float32 or float64 on the CPU");
-    return -1;
+  const char* obstacle = tensor == nullptr ? "is not there" : read(tensor, &view, &span);
+  if (obstacle != nullptr && tensor != nullptr && !host_counts_ &&
+      read_tensor(tensor, dlpack::kCpu, &view, &span) == nullptr) {
+    counted_on_cpu_.push_back(param);
+    return true;
+  }
+  if (obstacle != nullptr) return decline(std::string("the step of its state ") + obstacle);
+  if (span.numel != 1 || (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
+    return decline("the step of its state is not one float32 or float64");
+  }
+  Py_INCREF(tensor);
+  state_tensors_.push_back(tensor);
+  if (!host_counts_) {
+    target->step = span.data;
+    target->step_dtype = span.dtype;
+    counters_.push_back(span);
+    return true;
   }
   counted_.push_back({span.data, span.dtype, load(span.data, span.dtype)});
   store(span.data, span.dtype, counted_.back().before + 1);
-  Py_INCREF(tensor);
-  state_tensors_.push_back(tensor);
-  return load(span.data, span.dtype);
+  *step = load(span.data, span.dtype);
+  return true;
 }
 
-bool StepList::add_state(PyObject* tensor, PyObject* name, const Span& param, const dlpack::Tensor& layout,
-                         void** data) {
-  const auto what = [name] { return std::string(PyUnicode_AsUTF8(name)); };
-  if (tensor == nullptr) return decline("its state has no " + what());
+bool StepList::add_state(PyObject* tensor, const StepGroup& group, size_t place, const Span& param,
+                         const dlpack::Tensor& layout, StepTarget* target) {
+  const auto name = [&] { return std::string(PyUnicode_AsUTF8(group.state_names[place])); };
+  if (tensor == nullptr) return decline("its state has no " + name());
   dlpack::Tensor view;
   Span span;
-  if (const char* obstacle = read(tensor, &view, &span)) return decline("its " + what() + " " + obstacle);
-  if (span.dtype != param.dtype || !same_layout(view, layout)) {
-    return decline("its " + what() + " has another dtype, shape or layout");
+  if (const char* obstacle = read(tensor, &view, &span)) return decline("its " + name() + " " + obstacle);
+  if (place == 0) target->state_dtype = span.dtype;
+  const bool widened = !host_counts_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
+  if ((span.dtype != param.dtype && !widened) || span.dtype != target->state_dtype ||
+      !same_layout(view, layout)) {
+    return decline("its " + name() + " has another dtype, shape or layout");
   }
-  *data = span.data;
+  target->state[place] = span.data;
   Py_INCREF(tensor);
   state_tensors_.push_back(tensor);
   return true;
@@ -137,32 +175,29 @@ bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   }
   if (is_negated(param) || is_negated(grad)) return decline("it or its gradient is a lazily negated view");
 
-  cpu::StepTarget target{param_span.data, {}, 0};
+  StepTarget target{param_span.data, {}, nullptr, 0, param_span.dtype, DType::kFloat32};
   double step = 0;
   if (group.counts_steps || !group.state_names.empty()) {
     static PyObject* const step_name = PyUnicode_InternFromString("step");
     Entries entries(state_of(param));
     PyObject* const counter = group.counts_steps ? entries.get(step_name) : nullptr;
     for (size_t s = 0; s < group.state_names.size(); ++s) {
-      PyObject* const name = group.state_names[s];
-      PyObject* const tensor = entries.get(name);
+      PyObject* const tensor = entries.get(group.state_names[s]);
       if (s == 0 && (tensor == nullptr || tensor == Py_None)) {
         if (!PyErr_Occurred()) missing_.push_back(param);
         return true;
       }
-      if (!add_state(tensor, name, param_span, param_view, &target.state[s])) return false;
+      if (!add_state(tensor, group, s, param_span, param_view, &target)) return false;
     }
-    if (group.counts_steps && (step = count(counter)) < 0) return false;
+    if (group.counts_steps && !count(param, counter, &target, &step)) return false;
   }
   const int in_fresh = PySet_GET_SIZE(fresh_) > 0 ? PySet_Contains(fresh_, param) : 0;
-  const bool fresh = in_fresh == 1;
-  if (!has_rule_ || step != last_step_ || fresh != last_fresh_) {
-    rules_.push_back(group.rule(step, fresh));
-    last_step_ = step;
-    last_fresh_ = fresh;
-    has_rule_ = true;
+  const StepRuleUse rule{num_groups_ - 1, step, in_fresh == 1};
+  if (rules_.empty() || rules_.back().group != rule.group || rules_.back().step != rule.step ||
+      rules_.back().fresh != rule.fresh) {
+    rules_.push_back(rule);
   }
-  target.rule = rules_.size() - 1;
+  target.rule = static_cast<uint32_t>(rules_.size() - 1);
   targets_.push_back(target);
   grads_.push_back(grad_span);
   params_.push_back(param_span);
@@ -176,8 +211,17 @@ bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
 }
 
 StepList::Outcome StepList::collect(const StepGroup& group) {
-  ++num_groups_;
-  has_rule_ = false;
+  if (++num_groups_ == 1) {  // nearly always the only one, or of the largest
+    const Py_ssize_t size = PyList_GET_SIZE(group.params);
+    grads_.reserve(size);
+    params_.reserve(size);
+    targets_.reserve(size);
+    grad_tensors_.reserve(size);
+    param_tensors_.reserve(size);
+    state_tensors_.reserve(size * (group.state_names.size() + group.counts_steps));
+    if (group.counts_steps && host_counts_) counted_.reserve(size);
+    if (group.counts_steps && !host_counts_) counters_.reserve(size);
+  }
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(group.params); ++i) {
     param_index_ = i;
     PyObject* param = PyList_GET_ITEM(group.params, i);
@@ -192,9 +236,17 @@ StepList::Outcome StepList::collect(const StepGroup& group) {
   return Outcome::kOk;
 }
 
+bool StepList::has_empty() const {
+  return std::any_of(grads_.begin(), grads_.end(), [](const Span& grad) { return grad.numel == 0; });
+}
+
 StepList::Outcome StepList::check_overlap(bool write_grads) {
   if (cpu::overlap(params_)) {
     reason_ = "two parameters share memory";
+    return Outcome::kDeclined;
+  }
+  if (cpu::overlap(counters_)) {
+    reason_ = "two parameters share a step counter";
     return Outcome::kDeclined;
   }
   if (write_grads && cpu::overlap(grads_)) {

@@ -11,7 +11,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
+
+from fastclip.backends import cuda as backend
+from fastclip.optim import native
+from fastclip.optim.native import cuda
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "csrc" / "cuda"
@@ -35,6 +40,47 @@ class Call(ctypes.Structure):
         ("device", ctypes.c_int),
         ("stream", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
+    )
+
+
+class StepTarget(ctypes.Structure):
+    """FastclipCudaStepTarget."""
+
+    _fields_ = (
+        ("param", ctypes.c_void_p),
+        ("state", ctypes.c_void_p * 3),
+        ("step", ctypes.c_void_p),
+        ("rule", ctypes.c_uint32),
+        ("state_dtype", ctypes.c_uint8),
+        ("step_dtype", ctypes.c_uint8),
+    )
+
+
+class AdamRule(ctypes.Structure):
+    """FastclipCudaAdamRule."""
+
+    _fields_ = (
+        ("lr_on_device", ctypes.c_void_p),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")),
+        *((name, ctypes.c_uint8) for name in ("lr_dtype", "decoupled", "maximize")),
+    )
+
+
+class StepOptions(ctypes.Structure):
+    """FastclipCudaStepOptions."""
+
+    _fields_ = (
+        ("norm_type", ctypes.c_double),
+        ("max_norm", ctypes.c_double),
+        ("grad_scale", ctypes.c_void_p),
+        ("found_inf", ctypes.c_void_p),
+        ("skip_nonfinite", ctypes.c_uint8),
+        ("write_grads", ctypes.c_uint8),
+        ("norm_dtype", ctypes.c_uint8),
+        ("total_norm", ctypes.c_void_p),
+        ("clip_coef", ctypes.c_void_p),
+        ("skipped", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
     )
 
 
@@ -88,6 +134,17 @@ def built() -> Library:
     return Library(library)
 
 
+def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
+    """Let fastclip's route for CUDA parameters, and no other, take those on the CPU; return the library."""
+    library = built()
+    assert backend._C.load_cuda_library(str(library.path)) == ""
+    patch.setattr(cuda, "unavailable_reason", lambda: None)
+    patch.setattr(cuda, "DLPACK_CUDA", 1)
+    patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
+    patch.setattr(native, "_NAMES", ("cuda",))
+    return library
+
+
 class Library:
     """The C interface on CPU tensors; every call may choose its device and stream."""
 
@@ -112,6 +169,31 @@ class Library:
         # One byte more than asked for, which must survive.
         self.workspace = torch.full((nbytes.value + 1,), POISON, dtype=torch.uint8)
         return Call(self.spans(tensors), len(tensors), self.device, self.stream, self.workspace.data_ptr())
+
+    def step_call(self, tensors: Sequence[torch.Tensor]) -> Call:
+        """As `call`, with the workspace of a step."""
+        nbytes = ctypes.c_int64()
+        num_spans = ctypes.c_int64(len(tensors))
+        self.check(self.c.fastclip_cuda_step_workspace_bytes(self.device, num_spans, ctypes.byref(nbytes)))
+        self.workspace = torch.full((nbytes.value + 1,), POISON, dtype=torch.uint8)
+        return Call(self.spans(tensors), len(tensors), self.device, self.stream, self.workspace.data_ptr())
+
+    def adam_step(
+        self,
+        grads: Sequence[torch.Tensor],
+        targets: Sequence[StepTarget],
+        rules: Sequence[AdamRule],
+        options: StepOptions,
+    ) -> None:
+        self.finish(
+            self.c.fastclip_cuda_adam_step(
+                ctypes.byref(self.step_call(grads)),
+                (StepTarget * len(targets))(*targets),
+                (AdamRule * len(rules))(*rules),
+                ctypes.c_int64(len(rules)),
+                ctypes.byref(options),
+            )
+        )
 
     def check(self, status: int) -> None:
         if status != 0:

@@ -38,7 +38,7 @@ class Bounded:
         return cls(value, torch.zeros_like(value))
 
     def assert_near(self, got: Tensor, what: str, times: float = 1.0) -> None:
-        error = (got.detach().to(torch.float64) - self.value).abs()
+        error = (got.detach().to("cpu", torch.float64) - self.value).abs()
         excess = error - times * self.error
         assert bool((excess <= 0).all()), (
             f"{what}: {excess.max():.3g} beyond a bound of {self.error.max():.3g}"

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../span.h"
+#include "../step_rule.h"
 
 namespace fastclip::cpu {
 
@@ -19,8 +20,6 @@ struct Accumulator {
   int64_t exponent = 0;
 };
 
-constexpr int kMaxStepState = 3;
-
 struct NonfiniteCount {
   int64_t nan = 0;
   int64_t inf = 0;
@@ -31,27 +30,6 @@ struct StepChunk {
   void* param;
   const void* grad;
   void* state[kMaxStepState];
-};
-
-// What an update of torch.optim.Adam or AdamW needs to know beside the memory. The state is exp_avg,
-// exp_avg_sq and max_exp_avg_sq; the last is null without amsgrad.
-struct AdamCoefficients {
-  double decay_factor;   // decoupled weight decay: 1 - lr * weight_decay, or 1
-  double coupled_decay;  // weight decay that is added to the gradient, or 0
-  double beta1;
-  double beta2;
-  double step_size;  // lr / (1 - beta1^step)
-  double bias_correction2_sqrt;
-  double eps;
-};
-
-// The same for torch.optim.SGD. The state is momentum_buffer, null without momentum.
-struct SgdCoefficients {
-  double lr;
-  double weight_decay;
-  double momentum;
-  double grad_share;  // of the gradient in the momentum: 1 - dampening, or 1 in a buffer's first step
-  bool nesterov;
 };
 
 using AccumulateKernel = Accumulator (*)(const void* x, int64_t numel, double p);

@@ -1,8 +1,5 @@
 #include "step_pipeline.h"
 
-#include <cmath>
-
-#include "../finalize.h"
 #include "pass.h"
 
 namespace fastclip::cpu {
@@ -34,24 +31,18 @@ void update(const Kernels& table, const Span& grad, const Chunk& chunk, const St
 
 }  // namespace
 
-Stepped clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
-                      const std::vector<StepRule>& rules, const StepOptions& options, int num_threads) {
+StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
+                          const std::vector<StepRule>& rules, const StepOptions& options, int num_threads) {
   const Pass pass(grads, num_threads);
   std::vector<Accumulator> parts(pass.chunks().size());
-  Stepped stepped{0.0, 1.0, false, 1.0};
+  StepVerdict stepped{0.0, 1.0, false, 1.0};
   run_stages(
       pass.num_threads(),
       [&](int thread, int team) { pass.accumulate(options.norm_type, thread, team, parts); },
       [&] {
         const double scaled_norm =
             norm_of(combine(parts.data(), parts.size(), options.norm_type), options.norm_type);
-        stepped.total_norm = scaled_norm / options.grad_scale;
-        stepped.skipped = options.skip_nonfinite && !std::isfinite(stepped.total_norm);
-        // An infinite max_norm is how trainers ask for the norm alone.
-        if (options.max_norm != INFINITY) {
-          stepped.coef = clip_coefficient(stepped.total_norm, options.max_norm);
-        }
-        stepped.grad_factor = stepped.coef / options.grad_scale;
+        stepped = step_verdict(scaled_norm, options.grad_scale, options.max_norm, options.skip_nonfinite);
       },
       [&](int thread, int team) {
         if (stepped.skipped) return;

@@ -4,7 +4,7 @@
 #include <variant>
 #include <vector>
 
-#include "../span.h"
+#include "../finalize.h"
 #include "combine.h"
 
 namespace fastclip::cpu {
@@ -15,13 +15,6 @@ struct StepRule {
   bool maximize;
 };
 
-// What the step writes, beside the gradient that it belongs to.
-struct StepTarget {
-  void* param;
-  void* state[kMaxStepState];
-  std::size_t rule;  // index into the rules
-};
-
 struct StepOptions {
   NormType norm_type;
   double max_norm;
@@ -30,18 +23,11 @@ struct StepOptions {
   bool write_grads;     // leave the clipped gradients behind
 };
 
-struct Stepped {
-  double total_norm;  // of the gradients divided by the scale
-  double coef;        // of the clip alone
-  bool skipped;
-  double grad_factor;  // what the gradients were multiplied by, if they are written
-};
-
 // Clips by the norm of all gradients together and updates every target, in one parallel region. Reads every
 // byte of the gradients once and then moves what the update moves. targets[i] belongs to grads[i]; neither
 // targets nor, with `write_grads`, gradients share memory. May run without the GIL, and gives the same bits
 // for any number of threads.
-Stepped clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
-                      const std::vector<StepRule>& rules, const StepOptions& options, int num_threads);
+StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
+                          const std::vector<StepRule>& rules, const StepOptions& options, int num_threads);
 
 }  // namespace fastclip::cpu

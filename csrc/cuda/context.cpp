@@ -51,16 +51,18 @@ class Context::Memory : public TableMemory {
  public:
   Memory(cudaStream_t stream, cudaStream_t upload_stream) : stream_(stream), upload_stream_(upload_stream) {}
 
-  int allocate(size_t num_entries, SpanEntry** memory) override {
+  int allocate(size_t nbytes, void** memory) override {
     const RelaxedCapture relaxed;
-    return cudaMalloc(reinterpret_cast<void**>(memory), num_entries * sizeof(SpanEntry));
+    return cudaMalloc(memory, nbytes);
   }
 
-  int upload(const Table& table) override { return cuda::upload(table, stream_); }
+  int upload(const void* from, size_t nbytes, void* to) override {
+    return cuda::upload(from, nbytes, to, stream_);
+  }
 
-  int upload_outside_capture(const Table& table) override {
+  int upload_outside_capture(const void* from, size_t nbytes, void* to) override {
     const RelaxedCapture relaxed;
-    const cudaError_t error = cuda::upload(table, upload_stream_);
+    const cudaError_t error = cuda::upload(from, nbytes, to, upload_stream_);
     return error != cudaSuccess ? error : cudaStreamSynchronize(upload_stream_);
   }
 
@@ -84,7 +86,7 @@ int Context::initialize(int device) {
   int num_multiprocessors = 0;
   cudaError_t error = cudaDeviceGetAttribute(&num_multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  max_blocks_ = static_cast<uint32_t>(num_multiprocessors) * kBlocksPerMultiprocessor;
+  num_multiprocessors_ = static_cast<uint32_t>(num_multiprocessors);
   const RelaxedCapture relaxed;
   error = cudaStreamCreateWithFlags(&upload_stream_, cudaStreamNonBlocking);
   if (error != cudaSuccess) return error;
@@ -111,15 +113,21 @@ int Context::find_ticket(StreamKey key, unsigned** ticket) {
   return FASTCLIP_CUDA_OK;
 }
 
-int Context::prepare(const FastclipCudaCall& call, Prepared* prepared) {
+int Context::prepare(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets,
+                     Prepared* prepared) {
   const auto stream = static_cast<cudaStream_t>(call.stream);
   StreamKey key;
   int status = key_of(stream, &key);
   if (status != FASTCLIP_CUDA_OK) return status;
   status = find_ticket(key, &prepared->ticket);
   if (status != FASTCLIP_CUDA_OK) return status;
+  prepared->max_update_blocks = num_multiprocessors_ * kUpdateBlocksPerMultiprocessor;
   Memory memory(stream, upload_stream_);
-  return tables_.find(key, call.spans, call.num_spans, memory, &prepared->table);
+  if (targets != nullptr) {
+    status = target_tables_.find(key, {targets, call.num_spans}, memory, &prepared->targets);
+    if (status != FASTCLIP_CUDA_OK) return status;
+  }
+  return tables_.find(key, {call.spans, call.num_spans}, memory, &prepared->table);
 }
 
 }  // namespace fastclip::cuda

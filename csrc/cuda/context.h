@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "launch.h"
 #include "table_cache.h"
 
 namespace fastclip::cuda {
@@ -36,14 +37,17 @@ class Context {
   // first.
   std::mutex& mutex() { return mutex_; }
 
-  uint32_t max_blocks() const { return max_blocks_; }
+  uint32_t max_blocks() const { return num_multiprocessors_ * kBlocksPerMultiprocessor; }
 
   // Where a call's kernels find their spans and their ticket.
   struct Prepared {
-    const Table* table;
-    unsigned* ticket;  // 0 between calls
+    const Table* table = nullptr;
+    const TargetTable* targets = nullptr;
+    unsigned* ticket = nullptr;  // 0 between calls
+    uint32_t max_update_blocks = 0;
   };
-  int prepare(const FastclipCudaCall& call, Prepared* prepared);
+  // `targets` may be NULL.
+  int prepare(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets, Prepared* prepared);
 
  private:
   class Memory;
@@ -53,9 +57,10 @@ class Context {
 
   std::mutex mutex_;
   bool initialized_ = false;
-  uint32_t max_blocks_ = 0;
+  uint32_t num_multiprocessors_ = 0;
   cudaStream_t upload_stream_ = nullptr;  // for what must not become part of a capture
-  TableCache tables_;
+  TableCache<Table> tables_;
+  TableCache<TargetTable> target_tables_;
   // Every stream has a ticket of its own and so has every capture, whose graph may run beside the stream.
   std::map<StreamKey, unsigned*> tickets_;
   unsigned* free_tickets_ = nullptr;

@@ -61,6 +61,7 @@ class Piece {
     constexpr int64_t kElementsPerTile = kTileBytes / static_cast<int64_t>(sizeof(T));
     const int64_t begin = static_cast<int64_t>(first_tile - entry.first_tile) * kElementsPerTile;
     const int64_t end = static_cast<int64_t>(end_tile - entry.first_tile) * kElementsPerTile;
+    first_ = begin;
     data_ = static_cast<T*>(entry.data) + begin;
     numel_ = (end < entry.numel ? end : entry.numel) - begin;
     const auto address = reinterpret_cast<uintptr_t>(data_);
@@ -69,14 +70,17 @@ class Piece {
     num_vectors_ = (numel_ - head_) / Vector<T>::kSize;
   }
 
+  __device__ int64_t first() const { return first_; }  // its place in the span
   __device__ T* data() const { return data_; }
   __device__ int64_t numel() const { return numel_; }
+  __device__ int head() const { return head_; }  // elements before the first boundary
   __device__ int64_t num_vectors() const { return num_vectors_; }
   __device__ uint4* vectors() const { return reinterpret_cast<uint4*>(data_ + head_); }
   __device__ int num_scalars() const { return static_cast<int>(numel_ - num_vectors_ * Vector<T>::kSize); }
   __device__ T* scalar(int i) const { return data_ + (i < head_ ? i : i + num_vectors_ * Vector<T>::kSize); }
 
  private:
+  int64_t first_;
   T* data_;
   int64_t numel_;
   int64_t num_vectors_;
@@ -117,6 +121,23 @@ __device__ inline uint32_t find_span(const SpanEntry* entries, uint32_t num_span
     }
   }
   return low;
+}
+
+// Calls visit(span, piece) for the block's share of the spans, the last span first.
+template <int kEntries, class Visit>
+__device__ inline void visit_backwards(const TableArgument<kEntries>& table, Visit visit) {
+  const SpanEntry* const entries = entries_of(table);
+  const uint32_t begin = first_tile_of_block(blockIdx.x, gridDim.x, table.num_tiles);
+  uint32_t end = first_tile_of_block(blockIdx.x + 1, gridDim.x, table.num_tiles);
+  if (begin == end) return;
+  for (uint32_t span = find_span(entries, table.num_spans, end - 1); end > begin; --span) {
+    const uint32_t first = max(begin, entries[span].first_tile);
+    if (first == end) continue;  // an empty span
+    visit_piece(entries[span], first, end, [&](const auto& piece) { visit(span, piece); });
+    end = first;
+    // A grid of one block is how spans that share memory are kept from racing: they take turns.
+    if (gridDim.x == 1) __syncthreads();
+  }
 }
 
 }  // namespace fastclip::cuda

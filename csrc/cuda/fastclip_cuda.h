@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define FASTCLIP_CUDA_ABI_VERSION 1
+#define FASTCLIP_CUDA_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define FASTCLIP_CUDA_API __attribute__((visibility("default")))
@@ -52,6 +52,57 @@ typedef struct {
   void* workspace;  // device memory of fastclip_cuda_workspace_bytes(), 16-byte aligned, contents free
 } FastclipCudaCall;
 
+// What an optimizer's step writes beside one gradient: dense memory in the order of the gradient. The
+// parameter has the gradient's dtype; the state has it, too, or is float32 where that has 16 bits.
+typedef struct {
+  void* param;
+  void* state[3];  // Adam: exp_avg, exp_avg_sq, and max_exp_avg_sq or NULL; SGD: momentum_buffer or NULL
+  void* step;      // the counter, one float32 or float64, that Adam counts up; NULL for SGD
+  uint32_t rule;   // index into the call's rules; in the order of the spans
+  uint8_t state_dtype;
+  uint8_t step_dtype;
+} FastclipCudaStepTarget;
+
+// How torch.optim.Adam and AdamW update.
+typedef struct {
+  const void* lr_on_device;  // in the place of `lr`: one float32 or float64; NULL: `lr` counts
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  uint8_t lr_dtype;
+  uint8_t decoupled;
+  uint8_t maximize;
+} FastclipCudaAdamRule;
+
+// How torch.optim.SGD updates.
+typedef struct {
+  const void* lr_on_device;
+  double lr;
+  double momentum;
+  double grad_share;  // of the gradient in the momentum: 1 - dampening, or 1 in a buffer's first step
+  double weight_decay;
+  uint8_t lr_dtype;
+  uint8_t nesterov;
+  uint8_t maximize;
+} FastclipCudaSgdRule;
+
+// How a step clips, and where it says what happened; pointers are on the device.
+typedef struct {
+  double norm_type;  // p > 0 or inf
+  double max_norm;
+  const float* grad_scale;  // the gradients are this many times too large; NULL: they are not
+  const float* found_inf;   // not 0 skips the step; NULL: nothing does
+  uint8_t skip_nonfinite;   // a norm that is nan or inf skips the step
+  uint8_t write_grads;      // leave the clipped gradients behind, which then must not share memory
+  uint8_t norm_dtype;       // of total_norm and clip_coef: float32 or float64
+  void* total_norm;         // of the gradients divided by the scale
+  void* clip_coef;
+  uint8_t* skipped;  // 0 or 1
+  double* counts;    // of steps clipped, skipped, all, skipped in a row; the largest finite norm. Or NULL
+} FastclipCudaStepOptions;
+
 FASTCLIP_CUDA_API int fastclip_cuda_abi_version(void);
 // A static string; never NULL.
 FASTCLIP_CUDA_API const char* fastclip_cuda_message(int status);
@@ -81,6 +132,20 @@ FASTCLIP_CUDA_API int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call
 // Clamps every element to [-limit, limit]; limit is not nan. One launch, which writes 16-byte words with an
 // element outside only.
 FASTCLIP_CUDA_API int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit);
+
+// Clip and step in one: three launches, which read the spans, the gradients, once and then move what the
+// update moves. targets[i] belongs to spans[i]; no two of their tensors share memory. A step that is skipped
+// changes nothing. The workspace has fastclip_cuda_step_workspace_bytes(). More than 512 rules take a launch
+// more for every 512.
+FASTCLIP_CUDA_API int fastclip_cuda_step_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes);
+FASTCLIP_CUDA_API int fastclip_cuda_adam_step(const FastclipCudaCall* call,
+                                              const FastclipCudaStepTarget* targets,
+                                              const FastclipCudaAdamRule* rules, int64_t num_rules,
+                                              const FastclipCudaStepOptions* options);
+FASTCLIP_CUDA_API int fastclip_cuda_sgd_step(const FastclipCudaCall* call,
+                                             const FastclipCudaStepTarget* targets,
+                                             const FastclipCudaSgdRule* rules, int64_t num_rules,
+                                             const FastclipCudaStepOptions* options);
 
 #ifdef __cplusplus
 }

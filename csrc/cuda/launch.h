@@ -16,6 +16,8 @@ constexpr int kWarps = kThreads / kWarpSize;
 // The grid is this many blocks on each multiprocessor, and the launch bounds keep them all resident: 64 KiB
 // of loads in flight per multiprocessor, with up to 64 registers per thread.
 constexpr int kBlocksPerMultiprocessor = 4;
+// The same where an optimizer's step keeps four or five tensors of each element in up to 128 registers.
+constexpr int kUpdateBlocksPerMultiprocessor = 2;
 // 16-byte loads that a thread issues before it uses the first.
 constexpr int kLoadsInFlight = 4;
 

@@ -7,15 +7,23 @@
 #include "fastclip_cuda.h"
 #include "norm.h"
 #include "scale.h"
+#include "step.h"
 
 namespace fastclip::cuda {
 namespace {
 
-// The workspace: a coefficient, then the partials.
+// The workspace: a coefficient or, of a step, a norm; then the partials; then, of a step, its scratch.
 constexpr int64_t kCoefficientBytes = 16;
+constexpr int64_t kWordBytes = 16;
 
 double* coefficient_in(void* workspace) { return static_cast<double*>(workspace); }
 void* partials_in(void* workspace) { return static_cast<char*>(workspace) + kCoefficientBytes; }
+
+// Behind one partial per block.
+int64_t step_scratch_offset(int64_t num_blocks) {
+  const int64_t end = kCoefficientBytes + num_blocks * kPartialBytes;
+  return (end + kWordBytes - 1) / kWordBytes * kWordBytes;
+}
 
 bool to_measure(double norm_type, Measure* measure) {
   if (!(norm_type > 0)) return false;
@@ -26,24 +34,31 @@ bool to_measure(double norm_type, Measure* measure) {
   return true;
 }
 
-// Calls run(prepared, grid) with the call's device current and its table locked.
+// Calls run(context) with the device current.
 template <class Run>
-int run_call(const FastclipCudaCall& call, Run run) {
+int with_context(int device, Run run) {
   try {
-    const DeviceGuard guard(call.device);
+    const DeviceGuard guard(device);
     if (guard.error() != cudaSuccess) return guard.error();
     Context* context = nullptr;
-    int status = Context::of_device(call.device, &context);
-    if (status != FASTCLIP_CUDA_OK) return status;
-    const std::lock_guard<std::mutex> lock(context->mutex());
-    Context::Prepared prepared;
-    status = context->prepare(call, &prepared);
-    if (status != FASTCLIP_CUDA_OK) return status;
-    const uint32_t num_blocks = std::clamp(prepared.table->num_tiles, 1u, context->max_blocks());
-    return run(prepared, Grid{num_blocks, static_cast<cudaStream_t>(call.stream)});
+    const int status = Context::of_device(device, &context);
+    return status != FASTCLIP_CUDA_OK ? status : run(*context);
   } catch (const std::bad_alloc&) {
     return FASTCLIP_CUDA_NO_MEMORY;
   }
+}
+
+// Calls run(prepared, grid) with the call's device current and its tables locked. `targets` may be NULL.
+template <class Run>
+int run_call(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets, Run run) {
+  return with_context(call.device, [&](Context& context) -> int {
+    const std::lock_guard<std::mutex> lock(context.mutex());
+    Context::Prepared prepared;
+    const int status = context.prepare(call, targets, &prepared);
+    if (status != FASTCLIP_CUDA_OK) return status;
+    const uint32_t num_blocks = std::clamp(prepared.table->num_tiles, 1u, context.max_blocks());
+    return run(prepared, Grid{num_blocks, static_cast<cudaStream_t>(call.stream)});
+  });
 }
 
 // The grid of a kernel that writes: spans that share memory must not run together.
@@ -55,7 +70,7 @@ int total_norm_call(const FastclipCudaCall& call, double norm_type, double max_n
                     void* norm, double* coefficient, bool apply) {
   Measure measure;
   if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
-  return run_call(call, [&](const Context::Prepared& prepared, Grid grid) -> int {
+  return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
     const NormOutput output{norm, norm_dtype == FASTCLIP_CUDA_FLOAT64, coefficient, max_norm};
     const cudaError_t error = total_norm(*prepared.table, grid, measure, norm_type,
                                          partials_in(call.workspace), prepared.ticket, output);
@@ -67,15 +82,33 @@ int total_norm_call(const FastclipCudaCall& call, double norm_type, double max_n
 }
 
 int scale_call(const FastclipCudaCall& call, const Coefficient& coefficient) {
-  return run_call(call, [&](const Context::Prepared& prepared, Grid grid) -> int {
+  return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
     return scale(*prepared.table, writing_grid(*prepared.table, grid), coefficient);
   });
 }
 
 int span_norms_call(const FastclipCudaCall& call, Measure measure, double p, const NormOutput& output) {
   if (call.num_spans == 0) return FASTCLIP_CUDA_OK;
-  return run_call(call, [&](const Context::Prepared& prepared, Grid grid) -> int {
+  return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
     return span_norms(*prepared.table, grid, measure, p, partials_in(call.workspace), output);
+  });
+}
+
+template <class Rule>
+int step_call(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets, const Rule* rules,
+              int64_t num_rules, const FastclipCudaStepOptions& options) {
+  if (call.num_spans == 0) return FASTCLIP_CUDA_OK;
+  Measure measure;
+  if (!to_measure(options.norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
+  return run_call(call, targets, [&](const Context::Prepared& prepared, Grid grid) -> int {
+    double* const norm = static_cast<double*>(call.workspace);
+    const cudaError_t error =
+        total_norm(*prepared.table, grid, measure, options.norm_type, partials_in(call.workspace),
+                   prepared.ticket, {norm, true, nullptr, INFINITY});
+    if (error != cudaSuccess) return error;
+    void* const scratch = static_cast<char*>(call.workspace) + step_scratch_offset(grid.num_blocks);
+    const Grid update{std::min(grid.num_blocks, prepared.max_update_blocks), grid.stream};
+    return step(*prepared.table, *prepared.targets, rules, num_rules, options, {norm, scratch}, update);
   });
 }
 
@@ -111,14 +144,17 @@ int fastclip_cuda_probe(int device) {
 }
 
 int fastclip_cuda_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes) {
-  const DeviceGuard guard(device);
-  if (guard.error() != cudaSuccess) return guard.error();
-  Context* context = nullptr;
-  const int status = Context::of_device(device, &context);
-  if (status == FASTCLIP_CUDA_OK) {
-    *nbytes = kCoefficientBytes + (context->max_blocks() + num_spans) * kPartialBytes;
-  }
-  return status;
+  return with_context(device, [&](const Context& context) {
+    *nbytes = kCoefficientBytes + (context.max_blocks() + num_spans) * kPartialBytes;
+    return FASTCLIP_CUDA_OK;
+  });
+}
+
+int fastclip_cuda_step_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes) {
+  return with_context(device, [&](const Context& context) {
+    *nbytes = step_scratch_offset(context.max_blocks()) + step_scratch_bytes(num_spans);
+    return FASTCLIP_CUDA_OK;
+  });
 }
 
 int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type, double max_norm, int norm_dtype,
@@ -156,7 +192,19 @@ int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts)
 }
 
 int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit) {
-  return run_call(*call, [&](const Context::Prepared& prepared, Grid grid) -> int {
+  return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
     return clamp(*prepared.table, writing_grid(*prepared.table, grid), limit);
   });
+}
+
+int fastclip_cuda_adam_step(const FastclipCudaCall* call, const FastclipCudaStepTarget* targets,
+                            const FastclipCudaAdamRule* rules, int64_t num_rules,
+                            const FastclipCudaStepOptions* options) {
+  return step_call(*call, targets, rules, num_rules, *options);
+}
+
+int fastclip_cuda_sgd_step(const FastclipCudaCall* call, const FastclipCudaStepTarget* targets,
+                           const FastclipCudaSgdRule* rules, int64_t num_rules,
+                           const FastclipCudaStepOptions* options) {
+  return step_call(*call, targets, rules, num_rules, *options);
 }

@@ -37,23 +37,6 @@ __device__ void update_backwards(const Piece<T>& piece, Update update) {
   }
 }
 
-// Calls visit(piece) for the block's share of the spans, the last span first.
-template <int kEntries, class Visit>
-__device__ void visit_backwards(const TableArgument<kEntries>& table, Visit visit) {
-  const SpanEntry* const entries = entries_of(table);
-  const uint32_t begin = first_tile_of_block(blockIdx.x, gridDim.x, table.num_tiles);
-  uint32_t end = first_tile_of_block(blockIdx.x + 1, gridDim.x, table.num_tiles);
-  if (begin == end) return;
-  for (uint32_t span = find_span(entries, table.num_spans, end - 1); end > begin; --span) {
-    const uint32_t first = max(begin, entries[span].first_tile);
-    if (first == end) continue;  // an empty span
-    visit_piece(entries[span], first, end, visit);
-    end = first;
-    // A grid of one block is how spans that share memory are kept from racing: they take turns.
-    if (gridDim.x == 1) __syncthreads();
-  }
-}
-
 __device__ double coefficient_of(const Coefficient& coefficient) {
   switch (coefficient.source) {
     case Coefficient::Source::kFloat32Norm:
@@ -111,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
                 const __grid_constant__ Coefficient source) {
   const double coefficient = coefficient_of(source);
   if (coefficient == 1.0) return;
-  visit_backwards(table, [&](const auto& piece) {
+  visit_backwards(table, [&](uint32_t, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
     if (!changes_values(coefficient, dtype_of(T{}))) return;
     update_backwards<kLoadsInFlight>(piece, [&](T& x) { return multiply(x, coefficient); });
@@ -132,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 template <int kEntries>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     clamp_spans(const __grid_constant__ TableArgument<kEntries> table, const double limit) {
-  visit_backwards(table, [&](const auto& piece) {
+  visit_backwards(table, [&](uint32_t, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
     update_backwards<kLoadsInFlight / 2>(piece, [&](T& x) { return clamp_to(x, limit); });
   });

@@ -97,53 +97,64 @@ class Stats:
 
 
 class Tally:
-    """Counts outcomes where they are, so that counting never synchronizes."""
+    """Counts outcomes where they are, so that counting never synchronizes.
+
+    On a device the counts are changed in place: a captured step goes on counting when its graph is replayed.
+    """
 
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
-        self._steps = 0
-        # Clipped, skipped, consecutive skips, largest norm: on the host until an outcome is on a device.
-        self._counts: list[float] | Tensor = [0.0, 0.0, 0.0, 0.0]
+        # Clipped, skipped, steps, consecutive skips, largest norm: on the host until an outcome is not.
+        self._counts: list[float] | Tensor = [0.0] * 5
 
     def add(self, outcome: Outcome) -> None:
         """Count one step."""
-        numbers = outcome.numbers()
-        if numbers is None:
-            self._counts = self._counted_on_device(outcome)
-        else:
-            clipped, skipped, consecutive, largest = self._counts_on_host()
-            norm, coef, left_out = numbers
-            self._counts = [
-                clipped + (coef < 1 and not left_out),
-                skipped + left_out,
-                (consecutive + 1) * left_out,
-                max(largest, norm) if math.isfinite(norm) else largest,
-            ]
         self.last = outcome
-        self._steps += 1
+        numbers = outcome.numbers()
+        if numbers is None or isinstance(self._counts, Tensor):
+            self._add_on_device(outcome)
+            return
+        clipped, skipped, steps, consecutive, largest = self._counts
+        norm, coef, left_out = numbers
+        self._counts = [
+            clipped + (coef < 1 and not left_out),
+            skipped + left_out,
+            steps + 1,
+            (consecutive + 1) * left_out,
+            max(largest, norm) if math.isfinite(norm) else largest,
+        ]
 
-    def _counts_on_host(self) -> list[float]:
-        """Return the counts; synchronizes if they are on a device."""
-        return self._counts.tolist() if isinstance(self._counts, Tensor) else self._counts
-
-    def _counted_on_device(self, outcome: Outcome) -> Tensor:
-        norm = outcome.total_norm
-        clipped, skipped, consecutive, largest = torch.as_tensor(self._counts, device=norm.device).unbind()
-        left_out = outcome.skipped.float()
-        return torch.stack(
-            [
-                clipped + (outcome.clip_coef < 1) * (1 - left_out),
-                skipped + left_out,
-                (consecutive + 1) * left_out,
-                torch.where(norm.isfinite(), torch.maximum(norm.float(), largest), largest),
-            ]
+    def _add_on_device(self, outcome: Outcome) -> None:
+        """Count in eight small operations; a step without gradients has its outcome on the host."""
+        where = self._counts if isinstance(self._counts, Tensor) else outcome.total_norm
+        counts = self.counts_on(where.device)
+        norm, coef, skipped = (
+            value.to(counts.device, non_blocking=True)
+            for value in (outcome.total_norm, outcome.clip_coef, outcome.skipped)
         )
+        counts[:2].add_(torch.stack(((coef < 1) > skipped, skipped)))
+        counts[2:4].add_(1)
+        counts[3].mul_(skipped)
+        torch.maximum(counts[4], norm.to(counts.dtype).nan_to_num(0.0, 0.0), out=counts[4])
+
+    def counts_on(self, device: torch.device) -> Tensor:
+        """Return the counts, from now on on this device, for a kernel that counts a step into them itself.
+
+        They stand as clipped, skipped, steps, consecutive skips, largest norm; float64 where there is one.
+        """
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        if not isinstance(self._counts, Tensor):
+            self._counts = torch.tensor(self._counts, dtype=dtype, device="cpu")
+        if self._counts.device != device:
+            self._counts = self._counts.to(device, dtype, non_blocking=True)
+        return self._counts
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""
-        clipped, skipped, consecutive, largest = self._counts_on_host()
-        return Stats(self._steps, int(clipped), int(skipped), int(consecutive), largest)
+        counts = self._counts.tolist() if isinstance(self._counts, Tensor) else self._counts
+        clipped, skipped, steps, consecutive, largest = counts
+        return Stats(int(steps), int(clipped), int(skipped), int(consecutive), largest)
 
     def state_dict(self) -> dict[str, float]:
         """Return plain numbers, for a checkpoint."""
@@ -160,6 +171,5 @@ class Tally:
         """Go on from a checkpoint; None, from an optimizer without fastclip, starts from nothing."""
         self.__init__()  # type: ignore[misc]
         if state is not None:
-            self._steps = int(state["steps"])
-            names = ("clipped", "skipped", "consecutive_skips", "largest_norm")
+            names = ("clipped", "skipped", "steps", "consecutive_skips", "largest_norm")
             self._counts = [float(state[name]) for name in names]

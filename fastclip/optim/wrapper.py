@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fastclip.optim import routes
 from fastclip.optim.closures import is_evaluated_once, step_through
+from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -36,8 +37,10 @@ class ClippedOptimizer(Optimizer):
     clipped gradients need not be written: a clip costs one read of the gradients on top of the update.
     Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
 
-    The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU,
-    else by torch's fused step for optimizers made with fused=True; else it comes before the step.
+    The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU and
+    on one CUDA or ROCm device, else by torch's fused step for optimizers made with fused=True; else it comes
+    before the step. By the kernels for devices, only a step that makes state waits for the device, and once
+    there is state a CUDA graph can hold the whole step.
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
@@ -157,15 +160,15 @@ class ClippedOptimizer(Optimizer):
         settings = self._settings.under(amp)
         loss = None
         if closure is not None and not is_evaluated_once(self.optimizer):
-            loss, evaluated = step_through(self.optimizer, closure, settings, amp)
-            self._route, outcome = "plain", evaluated or NO_GRADIENTS
+            loss, outcome = step_through(self.optimizer, closure, settings, amp)
+            self._route = "plain"
+            self._tally.add(outcome or NO_GRADIENTS)
         else:
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._route, outcome = routes.step(self.optimizer, settings, amp)
-        self._tally.add(outcome)
-        amp.tell(outcome)
+            self._route = routes.step(self.optimizer, settings, amp, self._tally)
+        amp.tell(self._tally.last or NO_GRADIENTS)
         routes.settle("ClippedOptimizer.step", self.optimizer, settings, amp, self._tally)
         return loss
 
@@ -180,11 +183,13 @@ class ClippedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
 
-        Plain torch loads it, and leaves that key alone. Synchronizes with the device.
+        Plain torch loads it, and leaves that key alone; step counters are where torch keeps them.
+        Synchronizes with the device.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        state = {**self.optimizer.state_dict(), CHECKPOINT_KEY: self._tally.state_dict()}
+        own = as_torch_keeps_it(self.optimizer, self.optimizer.state_dict())
+        state = {**own, CHECKPOINT_KEY: self._tally.state_dict()}
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
         return state

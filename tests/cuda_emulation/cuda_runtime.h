@@ -26,6 +26,9 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   explicit dim3(unsigned x) : x(x) {}
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
