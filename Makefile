@@ -30,7 +30,7 @@ $(EXTENSION): $(DEPENDENCIES) setup.py $(NATIVE)
 		$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-demo: $(EXTENSION)  ## Show the speed beside torch's, rescue a network that explodes, search for a better rate.
+demo: $(EXTENSION)  ## Show the speed beside torch's, rescue a network from exploding and NaN, search for a better rate.
 	$(BIN)/fastclip demo --output demo-output
 
 test: $(EXTENSION)  ## Run the test suite.

@@ -1,7 +1,7 @@
 """Prove fastclip on a GPU, then time it: one command, no network, at most eight minutes.
 
     make gpu                                       # builds, checks, times, writes results/gpu-NAME.json
-    python benchmarks/gpu.py --quick               # three minutes: correctness and the five key workloads
+    python benchmarks/gpu.py --quick               # three minutes: correctness, key workloads and steps
     python benchmarks/gpu.py --checks-only         # for compute-sanitizer
     python benchmarks/gpu.py --cpu-dry-run         # every line that needs no GPU; its times mean nothing
 
@@ -17,8 +17,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,7 @@ def run_checks(device: Any, names: list[str], result: dict[str, Any]) -> int:
     from gpu_suite.correctness import failures
     from gpu_suite.large import check_large
     from gpu_suite.launches import check_launches
+    from gpu_suite.step_checks import check_step_capture, check_step_launches, step_failures
     from gpu_suite.subjects import fastclip_peer
 
     num_failed = 0
@@ -105,18 +108,23 @@ def run_checks(device: Any, names: list[str], result: dict[str, Any]) -> int:
     for name in names:
         complaints: dict[str, str] = {}
         num_cases = 0
-        for check, complaint in failures(device, name):
+        for check, complaint in chain(failures(device, name), step_failures(device, name)):
             num_cases += 1
             if complaint:
                 complaints[check] = complaint
         checks: dict[str, Any] = {"cases": num_cases}
         peer = fastclip_peer(name)
-        parts = {"large": check_large}
+        parts: dict[str, Callable[[], Any]] = {"large": partial(check_large, device, peer)}
         if device.is_accelerator:
-            parts |= {"capture": check_capture, "launches": check_launches}
+            parts |= {
+                "capture": partial(check_capture, device, peer),
+                "launches": partial(check_launches, device, peer),
+                "step_capture": partial(check_step_capture, device, name),
+                "step_launches": partial(check_step_launches, device, name),
+            }
         for part, check_part in parts.items():
             with noting(complaints, part):
-                checks[part] = check_part(device, peer)
+                checks[part] = check_part()
         checks["failed"] = dict(list(complaints.items())[:MAX_FAILURES_SHOWN])
         result["checks"][name] = checks
         num_failed += len(complaints)
@@ -138,37 +146,49 @@ def noting(complaints: dict[str, str], part: str) -> Iterator[None]:
 def run_timings(
     device: Any, names: list[str], deadline: Any, options: argparse.Namespace, result: dict[str, Any]
 ) -> None:
-    """Time the workloads one after the other until the time is up."""
-    from gpu_suite.targets import evaluate
+    """Time clips and steps one after the other, the key ones first, until the time is up."""
+    from gpu_suite.steps import needed_nbytes, step_workloads, time_steps
+    from gpu_suite.targets import evaluate, evaluate_steps
     from gpu_suite.timing import time_workload
     from gpu_suite.workloads import DRY_WORKLOADS, NUM_KEY_WORKLOADS, WORKLOADS
 
-    if device.is_accelerator:
-        workloads = WORKLOADS[:NUM_KEY_WORKLOADS] if options.quick else WORKLOADS
-        row_s = QUICK_ROW_S if options.quick else ROW_S
-    else:
-        workloads, row_s = DRY_WORKLOADS, DRY_ROW_S
+    key, others = WORKLOADS[:NUM_KEY_WORKLOADS], () if options.quick else WORKLOADS[NUM_KEY_WORKLOADS:]
+    row_s = QUICK_ROW_S if options.quick else ROW_S
+    if not device.is_accelerator:
+        key, others, row_s = DRY_WORKLOADS, (), DRY_ROW_S
     result["copy_gbps"] = device.copy_gbps()
-    result["rows"] = []
-    result["left_out"] = {}
-    for workload in workloads:
-        name = workload.workload.name
-        # Gradients, a double of one block for the oracle, and torch's own temporaries.
-        needed = 2 * workload.nbytes + 2**30
+    result |= {"rows": [], "step_rows": [], "left_out": {}}
+
+    def fits(name: str, needed: int) -> bool:
         if device.is_accelerator and device.free_nbytes() < needed:
             result["left_out"][name] = f"needs {needed} bytes of free memory"
-            continue
-        if deadline.left_s() < MIN_LEFT_S:
+        elif deadline.left_s() < MIN_LEFT_S:
             result["left_out"][name] = "no time left"
-            continue
-        with_compiled = not options.quick and deadline.left_s() > COMPILE_S + MIN_LEFT_S
-        for row in time_workload(device, workload, names, budget_s=row_s, with_compiled=with_compiled):
-            result["rows"].append(row.as_json())
-            print_row(result["rows"][-1], result["copy_gbps"])
+        return name not in result["left_out"]
+
+    def clips(workloads: Any) -> Iterator[Any]:
+        for workload in workloads:
+            # Gradients, a double of one block for the oracle, and torch's own temporaries.
+            if fits(workload.workload.name, 2 * workload.nbytes + 2**30):
+                with_compiled = not options.quick and deadline.left_s() > COMPILE_S + MIN_LEFT_S
+                yield from time_workload(device, workload, names, budget_s=row_s, with_compiled=with_compiled)
+
+    def steps() -> Iterator[Any]:
+        for workload in step_workloads(device):
+            if fits(f"step of {workload.workload.name}", needed_nbytes(workload)):
+                yield from time_steps(device, workload, names, budget_s=row_s)
+
+    for table, rows in (("rows", clips(key)), ("step_rows", steps()), ("rows", clips(others))):
+        for row in rows:
+            result[table].append(row.as_json())
+            print_row(result[table][-1], result["copy_gbps"])
     result["targets"] = {}
     for name in names:
-        launches = result["checks"][name].get("launches", {})
-        targets = evaluate(name, result["rows"], launches, result["copy_gbps"])
+        checks, gbps = result["checks"][name], result["copy_gbps"]
+        targets = [
+            *evaluate(name, result["rows"], checks.get("launches", {}), gbps),
+            *evaluate_steps(name, result["step_rows"], checks.get("step_launches", {}), gbps),
+        ]
         result["targets"][name] = [target.as_json() for target in targets]
         print(f"\n{name}:", *targets, sep="\n  ", flush=True)
 
@@ -178,7 +198,8 @@ def print_row(row: dict[str, Any], copy_gbps: float) -> None:
     for peer, quantiles in row["device_ms"].items():
         print(
             f"  {peer:<20} {quantiles[50]:9.3f} ms on the device, "
-            f"{row['host_ms'][peer][50]:9.3f} ms on the host, {row['gbps'][peer]:7.0f} GB/s",
+            f"{row['host_ms'][peer][50]:9.3f} ms on the host, {row['gbps'][peer]:7.0f} GB/s, "
+            f"{row['gbps'][peer] / copy_gbps:.0%} of a copy",
             flush=True,
         )
 

@@ -36,6 +36,7 @@ STEP_COLUMNS = (
     "vs default",
 )
 GPU_COLUMNS = ("gradients", "mode", "torch foreach", "fastclip", "", "GB/s", "of a copy")
+GPU_STEP_COLUMNS = (*STEP_COLUMNS, "GB/s", "of a copy")
 TUNER_COLUMNS = ("what", "measured")
 
 
@@ -159,7 +160,15 @@ def _gpu_run(run: dict[str, Any]) -> str:
         f"{env['date'][:10]}. A device-to-device copy reached {run['copy_gbps']:.0f} GB/s in the same run."
     )
     rows = (_gpu_cells(row, backend, run["copy_gbps"]) for row in run["rows"])
-    return _markdown(GPU_COLUMNS, rows, text, left=2)
+    clips = _markdown(GPU_COLUMNS, rows, text, left=2)
+    if not run["step_rows"]:
+        return clips
+    text = (
+        "The same of `torch.nn.utils.clip_grad_norm_` and torch's step, and of `ClippedOptimizer.step`, in "
+        "the same run."
+    )
+    steps = (_gpu_step_cells(row, backend, run["copy_gbps"]) for row in run["step_rows"])
+    return f"{clips}\n\n{_markdown(GPU_STEP_COLUMNS, steps, text, left=2)}"
 
 
 def _gpu_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]:
@@ -168,4 +177,14 @@ def _gpu_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]
     return [
         *(row["title"], row["mode"], digits(theirs), digits(ours)),
         *(f"**{theirs / ours:.1f}x**", f"{gbps:.0f}", f"{gbps / copy_gbps:.0%}"),
+    ]
+
+
+def _gpu_step_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]:
+    times = {peer: row["device_ms"][peer]["50"] for peer in (FUSED, DEFAULT, backend)}
+    gbps = row["gbps"][backend]
+    return [
+        *(row["title"], row["mode"], *map(digits, times.values())),
+        *(f"**{times[peer] / times[backend]:.1f}x**" for peer in (FUSED, DEFAULT)),
+        *(f"{gbps:.0f}", f"{gbps / copy_gbps:.0%}"),
     ]

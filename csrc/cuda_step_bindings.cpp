@@ -127,7 +127,8 @@ class CudaStep {
   // Pointers are addresses on the device; 0 is NULL.
   std::string run(double p, double max_norm, bool skip_nonfinite, bool write_grads,
                   const py::int_& grad_scale, const py::int_& found_inf, const py::int_& total_norm,
-                  const py::int_& clip_coef, const py::int_& skipped, const py::int_& workspace) const {
+                  const py::int_& clip_coef, const py::int_& skipped, const py::int_& counts,
+                  const py::int_& workspace) const {
     const FastclipCudaStepOptions options{p,
                                           max_norm,
                                           pointer<float>(grad_scale),
@@ -137,7 +138,8 @@ class CudaStep {
                                           float_dtype(has_float64()),
                                           pointer<void>(total_norm),
                                           pointer<void>(clip_coef),
-                                          pointer<uint8_t>(skipped)};
+                                          pointer<uint8_t>(skipped),
+                                          pointer<double>(counts)};
     const auto call = cuda_call(list_.grads(), list_.device(), pointer<void>(workspace));
     const auto* targets = reinterpret_cast<const FastclipCudaStepTarget*>(list_.targets().data());
     const auto num_rules = static_cast<int64_t>(rules_.size());
@@ -182,7 +184,7 @@ void define(py::module_& m, const char* name) {
       .def_property_readonly("counted_on_cpu", &Step::counted_on_cpu)
       .def_property_readonly("workspace_bytes", &Step::workspace_bytes)
       .def("run", &Step::run, "p"_a, "max_norm"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a,
-           "found_inf"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "workspace"_a);
+           "found_inf"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a, "workspace"_a);
 }
 
 }  // namespace

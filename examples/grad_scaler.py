@@ -1,4 +1,8 @@
-"""Mixed precision without `unscale_` or a clipping line: the step divides, clips and updates at once."""
+"""Mixed precision without `unscale_` or a clipping line: the step divides, clips and updates at once.
+
+`fastclip.GradScaler` also leaves the search for overflows to that step; `torch.amp.GradScaler` does the same
+with one more pass over the gradients.
+"""
 
 import torch
 from digits import Digits, make_net
@@ -12,7 +16,7 @@ def main() -> float:
     digits, net = Digits(), make_net()
     optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(net.parameters(), lr=3e-3), max_norm=1.0)
     # A scale far too large, to show that the steps that overflow are left out until it has come down.
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    scaler = fastclip.GradScaler("cpu", init_scale=2.0**24)
     for _ in range(6):
         for x, y in digits.batches():
             optimizer.zero_grad()

@@ -6,13 +6,14 @@ from fastclip.backends.base import BackendInfo
 from fastclip.clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from fastclip.errors import BackendUnavailableError
 from fastclip.norms import Nonfinite, find_nonfinite, grad_norms
-from fastclip.optim import ClippedOptimizer, attach
+from fastclip.optim import ClippedOptimizer, GradScaler, attach
 from fastclip.patch import TorchPatch, patch_torch
 
 __all__ = [
     "BackendInfo",
     "BackendUnavailableError",
     "ClippedOptimizer",
+    "GradScaler",
     "Nonfinite",
     "TorchPatch",
     "__version__",

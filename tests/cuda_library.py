@@ -80,6 +80,7 @@ class StepOptions(ctypes.Structure):
         ("total_norm", ctypes.c_void_p),
         ("clip_coef", ctypes.c_void_p),
         ("skipped", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
     )
 
 
@@ -140,7 +141,7 @@ def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     patch.setattr(cuda, "unavailable_reason", lambda: None)
     patch.setattr(cuda, "DLPACK_CUDA", 1)
     patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
-    patch.setattr(native, "_BY_NAME", {"cuda": cuda})
+    patch.setattr(native, "_NAMES", ("cuda",))
     return library
 
 

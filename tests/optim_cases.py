@@ -68,6 +68,11 @@ def give(params: list[torch.nn.Parameter], grads: list[Tensor]) -> None:
         param.grad = grad.to(param.dtype, copy=True)
 
 
+def loss_of(params: list[torch.nn.Parameter], grads: list[Tensor]) -> Tensor:
+    """A loss whose gradients are `grads`."""
+    return sum(((p * g.to(p.dtype)).sum() for p, g in zip(params, grads, strict=True)), torch.zeros(()))
+
+
 def snapshot(params: list[torch.nn.Parameter], optimizer: Optimizer) -> list[Any]:
     """Parameters and state as they are, to compare with later."""
     return [copy.deepcopy([p.detach() for p in params]), copy.deepcopy(optimizer.state_dict()["state"])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import fastclip
-from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, runner
+from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, report, runner
 from fastclip.bench.bandwidth import Memory
 from fastclip.cli import cli
 
@@ -44,6 +46,14 @@ def test_info_names_every_backend_and_its_reason() -> None:
     for name, backend in fastclip.backend_info().items():
         assert name in words
         assert backend.reason.split()[0] in words
+
+
+def test_info_shows_reasons_as_they_are() -> None:
+    facts = report.installation()
+    facts["backends"]["triton"]["reason"] = "pip install 'fastclip[gpu]'"
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.render(facts))
+    assert "fastclip[gpu]" in console.file.getvalue()
 
 
 def test_info_as_json() -> None:

@@ -36,6 +36,7 @@ class Problem:
         self.steps = torch.zeros(num_tensors)
         self.total_norm, self.clip_coef = torch.zeros(()), torch.zeros(())
         self.skipped = torch.zeros((), dtype=torch.bool)
+        self.counts = torch.zeros(5, dtype=torch.float64)
         self.lr = lr
 
     def targets(self) -> list[StepTarget]:
@@ -59,7 +60,8 @@ class Problem:
         )
 
     def step(self, library: Library) -> None:
-        where = (tensor.data_ptr() for tensor in (self.total_norm, self.clip_coef, self.skipped))
+        said = (self.total_norm, self.clip_coef, self.skipped, self.counts)
+        where = (tensor.data_ptr() for tensor in said)
         options = StepOptions(2.0, 1.0, None, None, 1, 0, 0, *where)
         library.adam_step(list(self.grads), self.targets(), [self.rule()], options)
 
@@ -88,6 +90,10 @@ def test_a_captured_step_counts_and_follows_gradients_and_rate(library: Library,
         torch.testing.assert_close(ours.values(), theirs.values(), rtol=0, atol=0, equal_nan=True)
         assert bool(ours.skipped) == (number == 2)
         assert ours.steps[-1] == (1, 2, 2, 3)[number]
+        clipped_skipped_steps_in_a_row = ours.counts[:4].tolist()
+        assert clipped_skipped_steps_in_a_row == [(1, 1, 1, 2)[number], number >= 2, number + 1, number == 2]
+        largest = 3.0 * math.sqrt(5 * num_tensors)
+        assert ours.counts[4].item() == pytest.approx(largest, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

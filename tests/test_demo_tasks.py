@@ -20,7 +20,8 @@ from fastclip.bench.runner import torch_threads
 from fastclip.demo import run
 from fastclip.demo.data import load_text
 from fastclip.demo.models import BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
-from fastclip.demo.rescue import CLIPS, rescue
+from fastclip.demo.rescue import rescue
+from fastclip.demo.runs import runs_for
 from fastclip.demo.search import FOLDER, REPORT, search_digits
 from fastclip.demo.tasks import FROM_FOLDER, TASKS, Measure, make_task
 
@@ -67,7 +68,7 @@ def test_images_from_a_folder_are_trained_on_and_shown_without_judgement(name, f
     task = make_task(name, folders[name], epochs=1)
     assert isinstance(task.make_model(), NETWORKS[name])
     console = log_console()
-    assert rescue(console, tmp_path, task, CLIPS)
+    assert rescue(console, tmp_path, task, runs_for(task))
     assert (tmp_path / f"{name}.png").stat().st_size > 0
     log = console.file.getvalue()
     assert "Test accuracy: unclipped " in log
@@ -77,7 +78,8 @@ def test_images_from_a_folder_are_trained_on_and_shown_without_judgement(name, f
 def test_charlm_explodes_unclipped_and_learns_clipped(tmp_path):
     console = log_console()
     task = replace(make_task("charlm"), data=load_text(200_000))
-    assert rescue(console, tmp_path, task, {"fastclip": CLIPS["fastclip"]}), console.file.getvalue()
+    runs = [run for run in runs_for(task) if run.clipper != "torch"]
+    assert rescue(console, tmp_path, task, runs), console.file.getvalue()
     assert (tmp_path / "charlm.png").stat().st_size > 0
     assert "bits/char" in console.file.getvalue()
 
@@ -85,8 +87,11 @@ def test_charlm_explodes_unclipped_and_learns_clipped(tmp_path):
 def test_charlm_fails_when_nothing_is_clipped(tmp_path):
     console = log_console()
     task = replace(make_task("charlm"), data=load_text(40_000))
-    assert not rescue(console, tmp_path, task, {"idle": lambda parameters, max_norm: torch.tensor(1.0)})
-    assert "idle 0.25 reached" in console.file.getvalue()
+    unclipped, clipped = runs_for(task)[:2]
+    assert not rescue(
+        console, tmp_path, task, [replace(clipped, make=lambda sgd, _: unclipped.make(sgd, math.inf))]
+    )
+    assert "fastclip 0.25 reached" in console.file.getvalue()
 
 
 def test_bits_of_a_network_that_guesses():

@@ -56,7 +56,7 @@ def test_active_calls_halve_the_gradients_every_time(monkeypatch: pytest.MonkeyP
         norm = calls["cpu"]()
         assert isinstance(norm, torch.Tensor)
         assert norm.item() == pytest.approx(sets.total_norm, rel=0.25)
-        left = timing._float64_norm(sets.lists[sets.current])
+        left = timing.float64_norm(sets.lists[sets.current])
         assert left == pytest.approx(sets.total_norm / 2, rel=1e-5)
         assert all(g.isfinite().all() for g in gradients(sets.lists[sets.current]))
 
@@ -82,6 +82,115 @@ def test_the_large_check_runs_small() -> None:
     from gpu_suite.subjects import fastclip_peer
 
     assert check_large(DryDevice(), fastclip_peer("cpu")) == {"numel": DRY_NUMEL}
+
+
+@pytest.fixture
+def step_rows() -> list[dict[str, Any]]:
+    """Every optimizer and mode of the dry workloads, timed as little as possible."""
+    from gpu_suite.device import DryDevice
+    from gpu_suite.steps import step_workloads, time_steps
+
+    device = DryDevice()
+    return [
+        row.as_json()
+        for workload in step_workloads(device)
+        for row in time_steps(device, workload, ["cpu"], budget_s=0.0)
+    ]
+
+
+def test_step_rows_hold_every_peer(step_rows: list[dict[str, Any]]) -> None:
+    modes = [f"{kind} {mode}" for kind in ("adamw", "sgd-momentum") for mode in ("inactive", "active")]
+    assert [row["mode"] for row in step_rows] == modes * 2
+    for row in step_rows:
+        assert set(row["device_ms"]) == set(row["host_ms"]) == {"cpu", "torch_fused", "torch_default"}
+        assert row["relative_errors"]["cpu"] < 2e-7
+        # The gradients once more than the update reads and writes parameter, gradient and state.
+        assert row["necessary_nbytes"] == row["nbytes"] * (8 if row["mode"].startswith("adamw") else 6)
+    json.dumps(step_rows)
+
+
+def test_peers_share_moments_and_have_counters_of_their_own() -> None:
+    from gpu_suite.device import DryDevice
+    from gpu_suite.steps import Stepped, peers_of, real_parameters, step_workloads
+    from gpu_suite.timing import float64_norm
+
+    from fastclip.bench.models import gradients
+    from fastclip.bench.steps import STEP_KINDS
+
+    device = DryDevice()
+    parameters = real_parameters(next(step_workloads(device)), device)
+    stepped = Stepped(parameters, float64_norm(parameters))
+    peers = peers_of(stepped, STEP_KINDS["adamw"], ["cpu"], device)
+    stepped.set_mode("active")
+    for name in ("cpu", "torch_fused", "torch_default", "torch_default"):
+        stepped.restore()
+        assert float64_norm(parameters) == pytest.approx(stepped.total_norm, rel=1e-5)
+        peers[name]()
+        halved = name != "cpu"
+        assert stepped.written is halved
+        assert float64_norm(parameters) == pytest.approx(stepped.total_norm / (1 + halved), rel=1e-5)
+    assert stepped.norm_error("cpu") < 2e-7
+    # The step that made the state was one more.
+    assert stepped.clipped["cpu"].state[parameters[0]]["step"] == 2
+    assert all(g.isfinite().all() for g in gradients(parameters))
+
+
+def test_as_many_layers_as_fit() -> None:
+    from gpu_suite.steps import LLAMA_DEPTH, fitting_depth
+
+    gib = 2**30
+    depths = [fitting_depth(n * gib) for n in (1, 16, 40, 78, 140)]
+    assert depths == sorted(depths)
+    assert depths[0] == 0
+    assert 20 <= depths[3] < LLAMA_DEPTH
+    assert depths[4] == LLAMA_DEPTH
+
+
+def test_what_needs_a_graph_or_a_profiler_runs_with_both_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu_suite import step_checks, steps
+    from gpu_suite.device import DryDevice
+
+    class Accelerator(DryDevice):
+        is_accelerator = True
+
+    device = Accelerator()
+    monkeypatch.setattr(step_checks, "captured", lambda call, warm_up: (call, None))
+    assert step_checks.check_step_capture(device, "cpu") == {"replays": 32}
+    monkeypatch.setattr(step_checks, "captured", lambda call, warm_up: (lambda: None, None))
+    with pytest.raises(AssertionError, match="differ from a step's"):
+        step_checks.check_step_capture(device, "cpu")
+    counts = {"kernels": 3, "copies": 0, "waits": 0}
+    monkeypatch.setattr(step_checks, "counts_of", lambda call: call() or counts)
+    assert step_checks.check_step_launches(device, "cpu")["SGD of 2000"] == counts
+    counts["kernels"] = 4
+    with pytest.raises(AssertionError, match="AdamW of 1 tensors: 4 kernels"):
+        step_checks.check_step_launches(device, "cpu")
+    monkeypatch.setattr(steps, "captured", lambda call: (call, None))
+    workload = next(steps.step_workloads(DryDevice()))
+    rows = [row.as_json() for row in steps.time_steps(device, workload, ["cpu"], budget_s=0.0)]
+    assert all("cpu_graph" in row["device_ms"] for row in rows)
+
+
+def test_a_wrong_step_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import optim_cases
+    from gpu_suite.device import DryDevice
+    from gpu_suite.step_checks import step_failures
+
+    monkeypatch.setattr(optim_cases, "OPTIONS", {"adamw": optim_cases.OPTIONS["adamw"]})
+    assert [complaint for _, complaint in step_failures(DryDevice(), "cpu")] == [None] * 4
+    wrong = (torch.optim.AdamW, {"lr": 1.001e-2})
+    make = optim_cases.make
+    calls = iter(range(100))
+
+    def make_every_other_wrong(option: str, params: Any) -> torch.optim.Optimizer:
+        monkeypatch.setitem(optim_cases.OPTIONS, "wrong", wrong)
+        return make("wrong" if next(calls) % 2 else option, params)
+
+    monkeypatch.setattr(optim_cases, "make", make_every_other_wrong)
+    name, complaint = next(step_failures(DryDevice(), "cpu"))
+    assert name == "step adamw float32"
+    assert complaint is not None
+    assert "beyond a bound" in complaint
 
 
 def row(workload: str, mode: str, nbytes: float, **device_ms: float) -> dict[str, Any]:
@@ -125,6 +234,25 @@ def test_targets() -> None:
     assert all(t.met is None for t in evaluate("cuda", [], {}, 3000.0))
 
 
+def test_targets_of_steps() -> None:
+    from gpu_suite.targets import evaluate_steps
+
+    rows = [
+        row("llama3-8b", "adamw inactive", 16e9, triton=20.0, torch_fused=30.0),
+        row("llama3-8b", "adamw active", 16e9, triton=20.0, torch_fused=22.0),
+    ]
+    launches = {"AdamW of 1": {"kernels": 3, "copies": 0, "waits": 0}}
+    targets = {t.name: (t.reached, t.met) for t in evaluate_steps("triton", rows, launches, 3000.0)}
+    assert targets == {
+        "kernels per step": (3, True),
+        "synchronizing calls per step": (0, True),
+        "torch clip + fused AdamW over fastclip, Llama-3-8B inactive": (1.5, True),
+        "torch clip + fused AdamW over fastclip, Llama-3-8B active": (1.1, False),
+        "error of the norm of a step": (1e-8, True),
+    }
+    assert all(t.met is None for t in evaluate_steps("triton", [], {}, 3000.0))
+
+
 def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) -> None:
     run = {
         "dry_run": True,
@@ -139,6 +267,7 @@ def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) 
         "checks": {"cuda": {}},
         "copy_gbps": 3000.0,
         "rows": [row("llama3-8b", "inactive", 16e9, cuda=6.0, torch_foreach=18.0)],
+        "step_rows": [row("gpt2", "adamw active", 4e9, cuda=1.6, torch_fused=3.2, torch_default=8.0)],
     }
     path = tmp_path / "gpu-x.json"
     assert gpu_table(tmp_path).startswith("No GPU has been measured")
@@ -148,6 +277,7 @@ def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) 
     table = gpu_table(tmp_path)
     assert "on an NVIDIA X, driver 1.2" in table
     assert "| llama3-8b | inactive | 18.0 | 6.00 | **3.0x** | 2667 | 89% |" in table
+    assert "| gpt2 | adamw active | 3.20 | 8.00 | 1.60 | **2.0x** | **5.0x** | 2500 | 83% |" in table
 
 
 def test_a_deadline_counts_down() -> None:

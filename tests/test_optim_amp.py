@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+import fastclip
 from fastclip import ClippedOptimizer, attach
 
 MAKERS = {
@@ -16,11 +17,6 @@ MAKERS = {
     "torch_fused": lambda params: type("Subclassed", (Adam,), {})(params, lr=1e-2, fused=True),
     "plain": lambda params: RMSprop(params, lr=1e-2),
 }
-
-
-def loss_of(params: list[torch.nn.Parameter], grads: list[torch.Tensor]) -> torch.Tensor:
-    """A loss whose gradients are `grads`."""
-    return sum(((p * g.to(p.dtype)).sum() for p, g in zip(params, grads, strict=True)), torch.zeros(()))
 
 
 def make_scaler() -> Any:
@@ -36,7 +32,7 @@ def test_scaled_steps_equal_unscaled_ones(route: str, unscale_first: bool) -> No
     scaler = make_scaler()
     for grads in cases.gradients(6):
         optimizer.zero_grad()
-        scaler.scale(loss_of(ours, grads)).backward()
+        scaler.scale(cases.loss_of(ours, grads)).backward()
         if unscale_first:
             scaler.unscale_(optimizer)
         scaler.step(optimizer)
@@ -66,7 +62,7 @@ def test_an_overflow_leaves_out_the_step_and_lowers_the_scale(
     skipped = []
     for grads in steps:
         optimizer.zero_grad()
-        scaler.scale(loss_of(params, grads)).backward()
+        scaler.scale(cases.loss_of(params, grads)).backward()
         before = cases.snapshot(params, optimizer.optimizer)
         if unscale_first:
             scaler.unscale_(optimizer)
@@ -90,7 +86,7 @@ def test_attached_clipping_takes_part_in_scaling(fused: bool) -> None:
     steps[2][0][0, 0] = float("inf")
     for grads in steps:
         optimizer.zero_grad()
-        scaler.scale(loss_of(ours, grads)).backward()
+        scaler.scale(cases.loss_of(ours, grads)).backward()
         scaler.step(optimizer)
         scaler.update()
         if torch.isfinite(grads[0]).all():
@@ -133,3 +129,70 @@ def test_scale_and_verdict_set_by_hand_are_used() -> None:
     optimizer.step()
     for param, start, grad in zip(params, before, grads, strict=True):
         torch.testing.assert_close(param.detach(), start - grad.float())
+
+
+class MasterWeights(Optimizer):
+    """SGD with momentum for 16-bit parameters, with float32 weights and momentum in its state."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if not state:
+                    state["master"] = param.float()
+                    state["momentum"] = torch.zeros_like(state["master"])
+                state["momentum"].mul_(0.9).add_(param.grad)
+                state["master"].sub_(state["momentum"], alpha=group["lr"])
+                param.copy_(state["master"])
+
+
+def sgd_with_float32_momentum(params: Any) -> Optimizer:
+    optimizer = SGD(params, lr=0.1, momentum=0.9)
+    for param in params:
+        optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param, dtype=torch.float32)
+    return optimizer
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("make", [MasterWeights, sgd_with_float32_momentum])
+def test_bfloat16_parameters_with_float32_state(make: Any, scaled: bool) -> None:
+    ours, theirs = cases.parameters(torch.bfloat16), cases.parameters(torch.bfloat16)
+    optimizer, plain = ClippedOptimizer(make(ours), cases.MAX_NORM), make(theirs)
+    scaler = fastclip.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    for step, grads in enumerate(cases.gradients(12)):
+        scaler.scale(cases.loss_of(ours, grads)).backward()
+        if step == 5:
+            ours[1].grad.fill_(float("nan"))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert optimizer.route == "plain"
+        if step != 5:
+            cases.give(theirs, grads)
+            fastclip.clip_grad_norm_(theirs, cases.MAX_NORM)
+            plain.step()
+    assert optimizer.stats().skipped == 1
+    assert {v.dtype for state in optimizer.state.values() for v in state.values()} == {torch.float32}
+    cases.assert_same(cases.snapshot(theirs, plain), cases.snapshot(ours, optimizer))
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_float32_state_that_torch_refuses_is_refused_by_torch(options: dict[str, bool]) -> None:
+    messages = []
+    for wrap in (lambda optimizer: optimizer, lambda optimizer: ClippedOptimizer(optimizer, 1.0)):
+        params = cases.parameters(torch.bfloat16)
+        inner = AdamW(params, **options)
+        cases.give(params, next(cases.gradients(1)))
+        inner.step()
+        for state in inner.state.values():
+            state |= {name: state[name].float() for name in ("exp_avg", "exp_avg_sq")}
+        before = [param.detach().clone() for param in params]
+        with pytest.raises(RuntimeError) as refused:
+            wrap(inner).step()
+        messages.append(str(refused.value))
+        assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert messages[0] == messages[1]

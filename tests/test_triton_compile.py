@@ -81,6 +81,25 @@ def test_accesses_are_16_bytes_wide(compiled: dict[str, Any], target: str, varia
 
 
 @every_target
+@pytest.mark.parametrize("writes_grads", [False, True])
+@pytest.mark.parametrize(("kind", "num_memories"), [("adam", 5), ("sgd", 3)])
+def test_a_step_accesses_every_memory_16_bytes_wide(
+    compiled: dict[str, Any], target: str, kind: str, num_memories: int, writes_grads: bool
+) -> None:
+    """One vector per thread of gradient, parameter and each state, all but the gradient written."""
+    accesses = compiled[target][f"{kind}_step{'_and_write' * writes_grads}"]["accesses"]
+    num_written = num_memories - (not writes_grads)
+    if target.startswith("gfx"):
+        assert accesses["global_load_dwordx4"] >= 4 * num_memories
+        assert accesses["global_store_dwordx4"] >= 4 * num_written
+        return
+    assert accesses["ld.global.v4.b32"] == 3 * num_memories
+    assert accesses["ld.global.v2.b64"] == num_memories
+    assert accesses["st.global.v4.b32"] == 3 * num_written
+    assert accesses["st.global.v2.b64"] == num_written
+
+
+@every_target
 def test_no_floating_point_atomics(compiled: dict[str, Any], target: str) -> None:
     atomics = {name for d in compiled[target].values() for name in d["atomics"]}
     integer = "global_atomic_add_x2" if target.startswith("gfx") else ".add.u64"

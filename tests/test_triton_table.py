@@ -11,7 +11,8 @@ from cases import DTYPES, dtype_id
 from torch import Tensor
 
 from fastclip.kernels import table as tables
-from fastclip.kernels.table import Int64Array, TableCache, chunk_nbytes, cut, overlap, read_spans
+from fastclip.kernels.step_table import StepOperand, build_step_table, read_operands
+from fastclip.kernels.table import Int64Array, TableCache, build_table, chunk_nbytes, cut, overlap, read_spans
 
 CPU = torch.device("cpu")
 FLOAT32 = tables.DTYPES.index(torch.float32)
@@ -87,7 +88,7 @@ def test_overlap(spans: list[tuple[int, int, int]], expected: bool) -> None:
 
 
 def test_a_table_is_used_again_until_something_changes() -> None:
-    cache = TableCache()
+    cache = TableCache(build_table)
     spans = spans_of((64, 50, FLOAT32), (264, 50, FLOAT32))
     table = cache.get(spans, CPU)
     assert cache.get(spans.copy(), CPU) is table
@@ -104,7 +105,7 @@ def test_a_table_is_used_again_until_something_changes() -> None:
 
 
 def test_the_table_used_longest_ago_is_evicted() -> None:
-    cache = TableCache(capacity=3)
+    cache = TableCache(build_table, capacity=3)
     lists = [read_spans([torch.zeros(n)]) for n in range(1, 5)]
     first, second, *_ = (cache.get(spans, CPU) for spans in lists[:3])
     assert cache.get(lists[0], CPU) is first
@@ -116,7 +117,7 @@ def test_the_table_used_longest_ago_is_evicted() -> None:
 
 def test_thousands_of_tensors() -> None:
     tensors = list(torch.zeros(5000 * 16).split(16))
-    table = TableCache().get(read_spans(tensors), CPU)
+    table = TableCache(build_table).get(read_spans(tensors), CPU)
     assert (table.num_tensors, table.num_chunks) == (5000, 5000)
     assert table.first_chunks.tolist() == list(range(5001))
     assert table.chunks[:, 0].tolist() == [t.data_ptr() for t in tensors]
@@ -124,14 +125,14 @@ def test_thousands_of_tensors() -> None:
 
 
 def test_a_new_table_starts_with_ticket_zero_and_aligned_rows() -> None:
-    table = tables.build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
+    table = build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
     assert table.ticket.tolist() == [0]
     assert (table.chunks.data_ptr() - table.ticket.data_ptr()) % 32 == 0
     assert table.partials.shape == (1, 2)
 
 
 def test_threads_share_the_cache() -> None:
-    cache = TableCache(capacity=4)
+    cache = TableCache(build_table, capacity=4)
     lists = [read_spans([torch.zeros(n)]) for n in range(1, 9)]
     wrong: list[Tensor] = []
 
@@ -163,3 +164,52 @@ def test_captured_tables_are_kept_and_do_not_share_memory(monkeypatch: pytest.Mo
     reserve.refill()
     kept.append(reserve.take(torch.full((40,), 4)))
     assert [k.unique().tolist() for k in kept] == [[0], [1], [2], [3], [4]]
+
+
+def operand(
+    starts: tuple[int, ...], dtype: torch.dtype = torch.float32, counter: Tensor | None = None, numel: int = 8
+) -> StepOperand:
+    """An operand whose gradient, parameter and state begin so many elements into memory of their own."""
+    memories = [torch.zeros(64, dtype=dtype)[start : start + numel] for start in starts]
+    grad, param, *state = memories
+    return StepOperand(param, grad, state, counter, rule=3, fresh=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_rows_of_a_step_say_whether_all_memories_lie_alike(dtype: torch.dtype) -> None:
+    vector = 16 // dtype.itemsize
+    starts = [(0, 0, 0, 0), (1, 1, 1 + vector, 1), (0, 1, 0, 0), (0, 0, 0, 1), (1, 0), (vector, 0)]
+    operands = [operand(s, dtype) for s in starts]
+    rows = read_operands(operands)
+    assert (rows[:, 7] & 1).tolist() == [1, 1, 0, 0, 0, 1]
+    assert rows[:, 0].tolist() == [o.grad.data_ptr() for o in operands]
+    assert rows[1, 1:5].tolist() == [t.data_ptr() for t in (operands[1].param, *operands[1].state)] + [0]
+    assert rows[:, 6].tolist() == [3] * 6
+
+
+def test_rows_of_a_step_tell_counters_and_fresh_state_apart() -> None:
+    counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64), None]
+    operands = [operand((0, 0), counter=counter) for counter in counters]
+    operands[2].fresh = True
+    rows = read_operands(operands)
+    assert rows[:, 5].tolist() == [counters[0].data_ptr(), counters[1].data_ptr(), 0]
+    assert (rows[:, 7] & 6).tolist() == [0, 4, 2]
+
+
+def test_what_is_shared_is_known_of_a_table() -> None:
+    memory, counter = torch.zeros(16), torch.zeros(())
+
+    def shared(params: list[Tensor], grads: list[Tensor], counters: list[Tensor | None]) -> list[str | None]:
+        rows = [
+            StepOperand(param, grad, [], count, 0, False)
+            for param, grad, count in zip(params, grads, counters, strict=True)
+        ]
+        table = build_step_table(read_operands(rows), CPU)
+        return [table.shared(with_grads=False), table.shared(with_grads=True)]
+
+    apart, other = [memory[:8], memory[8:]], [torch.zeros(8), torch.zeros(8)]
+    assert shared(apart, other, [None, None]) == [None, None]
+    assert shared([memory[:8], memory[7:15]], other, [None, None]) == ["two parameters share memory"] * 2
+    assert shared(apart, [other[0]] * 2, [None, None]) == [None, "two gradients share memory"]
+    assert shared(apart, other, [counter, counter]) == ["two parameters share a step counter"] * 2
+    assert shared(apart, other, [counter, torch.zeros(())]) == [None, None]

@@ -2,44 +2,22 @@
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import optuna
 import pytest
 import tuner_cases as cases
+from executor_cases import ExecutorContract, context
 
 from fastclip.tuner import Choice, TunerCV
-from fastclip.tuner.data import as_data
-from fastclip.tuner.executors import device_slots, make_executor
+from fastclip.tuner.executors import make_executor
 from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.folds import FoldTask, run_fold
-from fastclip.tuner.preparation import make_context
 
 ray = pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 SPACE = {"lr": Choice([0.05, 0.1, 0.2, 0.3])}
-
-
-def context(model=cases.mlp):
-    settings = dict.fromkeys(("scoring", "loss", "patience", "target", "explosion"))
-    settings |= {"cv": 3, "refit": True, "max_epochs": 3, "seed": 0, "threads": 1, "n_jobs": 2}
-    return make_context(model, as_data(cases.blobs(), caller="test"), caller="test", **settings)
-
-
-def drain(executor, count, seconds=120):
-    deadline, results = time.monotonic() + seconds, []
-    while len(results) < count:
-        assert time.monotonic() < deadline, f"only {len(results)} of {count} folds came back"
-        results += executor.poll(1.0)
-    return sorted(results, key=lambda result: (result.trial, result.fold))
-
-
-def outcome(result):
-    values = result.to_dict()
-    return {name: values[name] for name in values if name not in ("fit_seconds", "score_seconds")}
 
 
 def tuner(model, space, **options):
@@ -63,38 +41,14 @@ def cluster():
 
 @pytest.fixture(scope="class")
 def pool(cluster):
-    executor = make_executor("ray", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=6.0)
+    executor = make_executor("ray", context(cases.dangerous), n_jobs=2, devices=None)
     yield executor
     executor.close()
 
 
-class TestExecutor:
-    def test_folds_are_those_of_this_process(self, pool):
-        tasks = [
-            FoldTask(trial, fold, {"lr": lr}) for trial, lr in enumerate([0.1, 0.3]) for fold in range(2)
-        ]
-        for task in tasks:
-            pool.submit(task)
-        expected = [run_fold(context(), task, device_slots(None, 1)[0]) for task in tasks]
-        assert [outcome(result) for result in drain(pool, 4)] == [outcome(result) for result in expected]
-
-    def test_killed_fold_is_tried_once_more(self, pool, tmp_path):
-        marker = tmp_path / "killed"
-        pool.submit(FoldTask(0, 0, {"lr": 0.1, "kill_unless": str(marker)}))
-        (result,) = drain(pool, 1)
-        assert marker.exists()
-        assert result.status is Verdict.OK
-
-    def test_fold_that_kills_or_hangs_twice_is_given_back_and_others_finish(self, pool):
-        for trial, lr in enumerate((cases.DEADLY, cases.HANGING, 0.1)):
-            pool.submit(FoldTask(trial, 0, {"lr": lr}))
-        killed, hung, fine = drain(pool, 3)
-        assert [result.status for result in (killed, hung, fine)] == [
-            Verdict.KILLED, Verdict.KILLED, Verdict.OK,
-        ]  # fmt: skip
-        assert "the Ray worker was lost" in killed.message
-        assert "the Ray worker took no step for" in hung.message
-        assert killed.message.endswith("2 times")
+class TestExecutor(ExecutorContract):
+    lost = "the Ray worker was lost"
+    hung = "the Ray worker took no step for"
 
 
 class TestSearch:

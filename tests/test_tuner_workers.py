@@ -1,3 +1,5 @@
+"""Worker processes: folds that are lost, searches that are interrupted, and the same trials everywhere."""
+
 import os
 import signal
 import subprocess
@@ -9,44 +11,14 @@ import numpy as np
 import optuna
 import pytest
 import tuner_cases as cases
+from executor_cases import ExecutorContract, context
 
 from fastclip.tuner import Choice, Float, TunerCV, cross_validate
-from fastclip.tuner.data import as_data
 from fastclip.tuner.executors import device_slots, make_executor
 from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.folds import FoldTask, run_fold
-from fastclip.tuner.preparation import make_context, resolve_threads
+from fastclip.tuner.preparation import resolve_threads
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def context(model=cases.mlp):
-    settings = dict.fromkeys(("scoring", "loss", "patience", "target", "explosion"))
-    settings |= {
-        "cv": 3,
-        "refit": True,
-        "max_epochs": 3,
-        "seed": 0,
-        "threads": 1,
-        "n_jobs": 2,
-        "caller": "test",
-    }
-    return make_context(model, as_data(cases.blobs(), caller="test"), **settings)
-
-
-def drain(executor, count, seconds=120):
-    """Poll until `count` folds are back."""
-    deadline, results = time.monotonic() + seconds, []
-    while len(results) < count:
-        assert time.monotonic() < deadline, f"only {len(results)} of {count} folds came back"
-        results += executor.poll(1.0)
-    return sorted(results, key=lambda result: (result.trial, result.fold))
-
-
-def outcome(result):
-    """What must not depend on where a fold ran: everything but the times."""
-    values = result.to_dict()
-    return {name: values[name] for name in values if name not in ("fit_seconds", "score_seconds")}
 
 
 def is_running(pid):
@@ -67,47 +39,14 @@ def wait_until(condition, seconds=60):
 @pytest.fixture(scope="module")
 def pool():
     """Two workers that kill themselves, hang or train as the rate of a task says."""
-    executor = make_executor("processes", context(cases.dangerous), n_jobs=2, devices=None, hang_timeout=3.0)
+    executor = make_executor("processes", context(cases.dangerous), n_jobs=2, devices=None)
     yield executor
     executor.close()
 
 
-class TestProcesses:
-    def test_folds_are_those_of_this_process(self, pool):
-        tasks = [
-            FoldTask(trial, fold, {"lr": lr}) for trial, lr in enumerate([0.1, 0.3]) for fold in range(2)
-        ]
-        for task in tasks[:2]:
-            pool.submit(task)
-        results = drain(pool, 2)
-        for task in tasks[2:]:
-            pool.submit(task)
-        results += drain(pool, 2)
-        expected = [run_fold(context(), task, device_slots(None, 1)[0]) for task in tasks]
-        assert [outcome(r) for r in results] == [outcome(r) for r in expected]
-
-    def test_killed_fold_is_tried_once_more(self, pool, tmp_path):
-        marker = tmp_path / "killed"
-        pool.submit(FoldTask(0, 0, {"lr": 0.1, "kill_unless": str(marker)}))
-        (result,) = drain(pool, 1)
-        assert marker.exists()
-        assert outcome(result) == outcome(
-            run_fold(context(), FoldTask(0, 0, {"lr": 0.1}), device_slots(None, 1)[0])
-        )
-
-    def test_fold_that_kills_twice_is_given_back_and_the_other_finishes(self, pool):
-        pool.submit(FoldTask(0, 0, {"lr": cases.DEADLY}))
-        pool.submit(FoldTask(1, 1, {"lr": 0.1}))
-        killed, fine = drain(pool, 2)
-        assert killed.status is Verdict.KILLED
-        assert "the worker process ended (exit code -9), 2 times" in killed.message
-        assert fine.status is Verdict.OK
-
-    def test_hung_fold_is_given_back(self, pool):
-        pool.submit(FoldTask(0, 0, {"lr": cases.HANGING}))
-        (result,) = drain(pool, 1)
-        assert result.status is Verdict.KILLED
-        assert "the worker took no step for" in result.message
+class TestProcesses(ExecutorContract):
+    lost = "the worker process ended (exit code -9)"
+    hung = "the worker took no step for"
 
     def test_workers_end_with_the_executor(self):
         executor = make_executor("processes", context(), n_jobs=1, devices=None)

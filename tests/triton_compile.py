@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from fastclip.kernels import clamp, launch, nonfinite, norm, scale
+from fastclip.kernels import clamp, launch, nonfinite, norm, scale, step_launch
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
     name: str
     kernel: Any
     signature: dict[str, str]
-    constants: dict[str, int]
+    constants: dict[str, int | None]
     layout: launch.Blocks
 
 
@@ -77,7 +78,32 @@ def variants() -> list[Variant]:
         constants = {"KIND": kind, "PARTIALS": launch.PARTIALS_OF_TENSOR}
         layout = launch.OF_TENSOR
         found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, layout))
-    return found
+    return [*found, *step_variants()]
+
+
+def step_variants() -> Iterator[Variant]:
+    """The kernels of an optimizer's step, beside the norm, with what is optional and without it."""
+    counts_on = {"counts": "*fp64", "targets": "*i64", "num_tensors": "i32", "rules": "*fp64"}
+    for kind, (decide, update) in step_launch.KERNELS.items():
+        for name, amp, returned in (
+            ("plain", "constexpr", "fp32"),
+            ("scaled", "*fp32", "fp64"),
+        ):
+            signature = {
+                **{"norm": "*fp64", "grad_scale": amp, "found_inf": amp},
+                **{"max_norm": "fp64", "skip_nonfinite": "i32"},
+                **{"norm_out": f"*{returned}", "coefficient_out": f"*{returned}", "skipped_out": "*u8"},
+                **{**counts_on, "coefficients": "*fp64"},
+            }
+            constants = {"TENSORS": step_launch.TENSORS_PER_PROGRAM}
+            if amp == "constexpr":
+                constants |= {"grad_scale": None, "found_inf": None}
+            yield Variant(f"{kind}_decide_{name}", decide, signature, constants, step_launch.OF_TENSORS)
+        layout = launch.blocks(kind, CUDA)
+        signature = {**CHUNKS, "targets": "*i64", "coefficients": "*fp64", "skipped": "*u8"}
+        for name, write_grads in (("step", False), ("step_and_write", True)):
+            constants = {"WRITE_GRADS": write_grads, "ROWS": layout.rows}
+            yield Variant(f"{kind}_{name}", update, signature, constants, layout)
 
 
 def compile_variant(target: GPUTarget, variant: Variant) -> Any:
@@ -140,13 +166,14 @@ def is_compiled_again(variant: Variant) -> bool:
     values = {"i32": (1, 16, 17, 2**20), "fp64": (1.0, 2.5, math.inf, 16.0)}
     seen = set()
     for i in range(4):
-        arguments = [
-            torch.empty(16) if kind.startswith("*") else values[kind][i]
-            for kind in variant.signature.values()
-        ]
-        specialization = bind(*arguments, **variant.constants)[1]
+        arguments = {
+            name: torch.empty(16) if kind.startswith("*") else values[kind][i]
+            for name, kind in variant.signature.items()
+            if kind != "constexpr"
+        }
+        specialization = bind(**arguments, **variant.constants)[1]
         seen.add(str(specialization))
-        kinds = [kind for kind, _ in specialization][: len(arguments)]
+        kinds = [kind for kind, _ in specialization][: len(variant.signature)]
         expected = ["*fp32" if kind.startswith("*") else kind for kind in variant.signature.values()]
         assert kinds == expected, f"{variant.name}: launched with {kinds}, compiled for {expected}"
     return len(seen) > 1

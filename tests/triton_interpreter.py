@@ -45,24 +45,27 @@ def _convert_bfloat16(values: np.ndarray, source: Any, target: Any, _rounding: A
     return tensor.to(torch.bfloat16).view(torch.uint16).numpy()
 
 
+def _poisoned(num_rows: int, num_columns: int, device: torch.device) -> torch.Tensor:
+    return torch.full((num_rows, num_columns), float("nan"), dtype=torch.float64, device=device)
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton backend, in force, on CPU tensors cut into small chunks, its scratch poisoned."""
     from triton.runtime import interpreter
 
-    from fastclip.kernels import table
+    from fastclip.backends import triton as backend
+    from fastclip.kernels import step_table, table
+    from fastclip.optim.native import triton as native
 
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setattr(interpreter, "_convert_float", _convert_bfloat16)
     # Two tiles of the interpreter, so that short tensors have several chunks and programs several rounds.
     monkeypatch.setattr(table, "MIN_CHUNK_NBYTES", 1024)
-    poisoned = table.build_table
-
-    def build_poisoned(*args: object) -> table.Table:
-        built = poisoned(*args)  # type: ignore[arg-type]
-        built.partials.fill_(float("nan"))
-        return built
-
-    monkeypatch.setattr(table, "build_table", build_poisoned)
+    for module in (table, step_table):
+        monkeypatch.setattr(module, "scratch", _poisoned)
+    # Tables of other tests may have larger chunks.
+    monkeypatch.setattr(backend, "_tables", table.TableCache(table.build_table))
+    monkeypatch.setattr(native, "_tables", table.TableCache(step_table.build_step_table))
     with fastclip.use_backend("triton"):
         yield

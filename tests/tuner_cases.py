@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastclip.tuner import Float, TunerCV
+
 NUM_CLASSES = 3
 DEADLY, HANGING = 0.66, 0.77
 
@@ -39,6 +41,15 @@ def mlp(params: dict[str, Any]) -> nn.Module:
 
 def linear_regressor(params: dict[str, Any]) -> nn.Module:
     return nn.Linear(4, 1)
+
+
+SPACE = {"lr": Float(0.01, 1.0, log=True), "max_norm": Float(0.1, 10.0, log=True), "momentum": 0.5}
+
+
+def tuner(model: Any = mlp, space: Any = None, **options: Any) -> TunerCV:
+    """A short search."""
+    settings = {"cv": 2, "max_epochs": 3, "n_trials": 4, **options}
+    return TunerCV(model, SPACE if space is None else space, **settings)
 
 
 class NanAfter(nn.Module):

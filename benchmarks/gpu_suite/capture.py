@@ -27,14 +27,13 @@ def check_capture(device: Device, peer: Peer) -> dict[str, int]:
             torch.zeros(shape, dtype=dtypes[i % 4], device=device.torch_device)
             for i, shape in enumerate(shapes)
         ]
-        replay = captured_clip(peer, [parameter_of(g) for g in grads], MAX_NORM)
+        replay, norm = captured_clip(peer, [parameter_of(g) for g in grads], MAX_NORM)
         for seed, magnitude in enumerate((1.0, 1e-6, 3.0, 1e-6, 1e-3)):
             values = _values(grads, seed, magnitude)
             for grad, value in zip(grads, values, strict=True):
                 grad.copy_(value)
             replay()
             expected = peer.clip([parameter_of(v) for v in values], MAX_NORM)
-            norm: Tensor = replay.norm  # type: ignore[attr-defined]
             assert torch.equal(norm, expected), (
                 f"{num_tensors} tensors: norm {norm.item()}, {expected.item()}"
             )

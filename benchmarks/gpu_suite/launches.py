@@ -37,7 +37,7 @@ def check_launches(device: Device, peer: Peer) -> dict[str, dict[str, int]]:
         }
         for mode, call in calls.items():
             call()
-            counts = _counts(call)
+            counts = counts_of(call)
             what = f"{peer.name} {mode} of {num_tensors} tensors"
             assert counts["kernels"] <= MAX_LAUNCHES, f"{what}: {counts['kernels']} kernels"
             assert counts["copies"] == 0, f"{what}: {counts['copies']} copies"
@@ -46,7 +46,8 @@ def check_launches(device: Device, peer: Peer) -> dict[str, dict[str, int]]:
     return result
 
 
-def _counts(call: Callable[[], object]) -> dict[str, int]:
+def counts_of(call: Callable[[], object]) -> dict[str, int]:
+    """Return the kernels, copies and waits of a call; raises where torch itself would wait."""
     torch.cuda.synchronize()
     # Raises where torch itself would wait; the profiler sees what anyone else calls.
     torch.cuda.set_sync_debug_mode("error")

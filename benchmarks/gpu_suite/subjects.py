@@ -36,18 +36,19 @@ def backend_names(device: Device) -> list[str]:
 
 def fastclip_peer(backend: str) -> Peer:
     """Return fastclip with one backend, chosen once and not at every call."""
-    context = contextvars.copy_context()
-    context.run(lambda: fastclip.use_backend(backend).__enter__())
-
-    def in_context(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: context.run(function, *args)
-
     return Peer(
         backend,
         f"fastclip {backend}",
-        in_context(fastclip.clip_grad_norm_),
-        in_context(fastclip.get_total_norm),
+        within(backend, fastclip.clip_grad_norm_),
+        within(backend, fastclip.get_total_norm),
     )
+
+
+def within(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with one backend in force, chosen once and not at every call."""
+    context = contextvars.copy_context()
+    context.run(lambda: fastclip.use_backend(backend).__enter__())
+    return lambda *args: context.run(function, *args)
 
 
 def torch_peers() -> list[Peer]:
@@ -78,22 +79,25 @@ def compiled_peer() -> Peer:
 
 def captured_clip(
     peer: Peer, parameters: Sequence[torch.nn.Parameter], max_norm: float
-) -> Callable[[], None]:
-    """Return the replay of a CUDA graph of one clip, run once on a side stream before, as torch asks."""
+) -> tuple[Callable[[], None], Tensor]:
+    """Return the replay of a CUDA graph of one clip, and its norm, which callers read after a replay."""
     listed = list(parameters)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        peer.clip(listed, max_norm)
-    torch.cuda.current_stream().wait_stream(side)
+    return captured(lambda: peer.clip(listed, max_norm))
+
+
+def captured(call: Callable[[], Any], *, warm_up: bool = True) -> tuple[Callable[[], None], Any]:
+    """Return the replay of a CUDA graph of one call, and what it returned, whose memory is the graph's.
+
+    Runs the call once on a side stream before, as torch asks, unless the caller has done so.
+    """
+    if warm_up:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        replay_norm = peer.clip(listed, max_norm)
-
-    def replay() -> None:
-        graph.replay()
-
-    # The norm's memory belongs to the graph; callers read it after a replay.
-    replay.norm = replay_norm  # type: ignore[attr-defined]
-    return replay
+        result = call()
+    return graph.replay, result

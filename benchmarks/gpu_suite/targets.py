@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fastclip.bench.steps import FUSED, STEP_MODES
+
 BYTES_OF_A_GIGABYTE = 1e9
 BYTES_OF_100_MB = 1e8
 
@@ -77,6 +79,26 @@ def evaluate(
     ]
 
 
+def evaluate_steps(
+    subject: str, rows: list[dict[str, Any]], launches: dict[str, dict[str, int]], copy_gbps: float
+) -> list[Target]:
+    """Compare the folded steps of one backend with every figure; arguments as those of `evaluate`."""
+    figures = Figures(subject, rows, copy_gbps)
+    kernels = _largest(counts["kernels"] for counts in launches.values())
+    waits = _largest(counts["waits"] for counts in launches.values())
+    big = "llama3-8b"
+    ratios = {mode: figures.ratio(big, f"adamw {mode}", peer=FUSED) for mode in STEP_MODES}
+    return [
+        at_most(3, "kernels", "kernels per step", kernels),
+        at_most(0, "calls", "synchronizing calls per step", waits),
+        *(
+            at_least(1.2, "x", f"torch clip + fused AdamW over fastclip, Llama-3-8B {mode}", ratio)
+            for mode, ratio in ratios.items()
+        ),
+        at_most(2e-7, "relative", "error of the norm of a step", figures.error()),
+    ]
+
+
 def at_most(limit: float, unit: str, name: str, reached: float | None) -> Target:
     """Return a figure of which less is better."""
     return Target(name, unit, limit, True, reached)
@@ -105,10 +127,12 @@ class Figures:
                 return float(times[50]) if times else None
         return None
 
-    def ratio(self, workload: str, mode: str, clock: str = "device_ms") -> float | None:
-        """Return how many times longer torch takes with foreach=True."""
+    def ratio(
+        self, workload: str, mode: str, clock: str = "device_ms", peer: str = "torch_foreach"
+    ) -> float | None:
+        """Return how many times longer a peer takes."""
         ours = self.median(workload, mode, clock)
-        theirs = self.median(workload, mode, clock, "torch_foreach")
+        theirs = self.median(workload, mode, clock, peer)
         return theirs / ours if ours and theirs else None
 
     def norm_share(self) -> float | None:

@@ -71,7 +71,7 @@ class Sets:
         count = NUM_SETS if workload.nbytes <= MAX_NBYTES_IN_TURNS else 1
         self.lists = [workload.parameters(device.torch_device) for _ in range(count)]
         self.current = 0
-        self.total_norm = _float64_norm(self.lists[0])
+        self.total_norm = float64_norm(self.lists[0])
 
     def advance(self) -> None:
         """Turn to the next copy."""
@@ -146,7 +146,7 @@ def _calls(device: Device, sets: Sets, peers: list[Peer], mode: str) -> tuple[di
             for index, parameters in enumerate(sets.lists):
                 sets.current = index - 1
                 before()
-                replays.append(captured_clip(peer, parameters, max_norm))
+                replays.append(captured_clip(peer, parameters, max_norm)[0])
             calls[f"{peer.name}_graph"] = _turns(sets, replays)
     return calls, before
 
@@ -163,7 +163,7 @@ def _clip_call(peer: Peer, parameters: list[torch.nn.Parameter], max_norm: float
     return lambda: peer.clip(parameters, max_norm)
 
 
-def _float64_norm(parameters: list[torch.nn.Parameter]) -> float:
+def float64_norm(parameters: list[torch.nn.Parameter]) -> float:
     """Return the norm in float64, on the device: the oracle would copy gigabytes to the host."""
     if parameters[0].device.type == "cpu":
         return reference.total_norm(gradients(parameters))

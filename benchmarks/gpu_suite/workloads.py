@@ -56,34 +56,35 @@ def five_hundred_matrices(num_tensors: int = 500, numel: int = 225_000_000) -> l
     return [(each // widths[i % 4], widths[i % 4]) for i in range(num_tensors)]
 
 
-def _workload(name: str, title: str, shapes: list[Shape], *dtypes: torch.dtype) -> DeviceWorkload:
+def workload(name: str, title: str, shapes: list[Shape], *dtypes: torch.dtype) -> DeviceWorkload:
+    """Return a workload whose tensors take the dtypes in turn."""
     return DeviceWorkload(Workload(name, title, tuple(shapes)), dtypes)
 
 
 # The key rows first: a run that is short of time leaves the others out.
 WORKLOADS = (
-    _workload("llama3-8b", "Llama-3-8B, bfloat16", llama3_8b(), torch.bfloat16),
-    _workload("2000-tiny", "2000 tensors of 16, float32", [(16,)] * 2000, torch.float32),
-    _workload(
+    workload("llama3-8b", "Llama-3-8B, bfloat16", llama3_8b(), torch.bfloat16),
+    workload("2000-tiny", "2000 tensors of 16, float32", [(16,)] * 2000, torch.float32),
+    workload(
         "bf16-6000261x256", "one bfloat16 tensor of 6,000,261 x 256", [(6_000_261, 256)], torch.bfloat16
     ),
-    _workload("gpt2", "GPT-2 124M, float32", gpt2(), torch.float32),
-    _workload("2000-1024x1024", "2000 tensors of 1024 x 1024, float32", [(1024, 1024)] * 2000, torch.float32),
-    _workload(
+    workload("gpt2", "GPT-2 124M, float32", gpt2(), torch.float32),
+    workload("2000-1024x1024", "2000 tensors of 1024 x 1024, float32", [(1024, 1024)] * 2000, torch.float32),
+    workload(
         "mixed-225m",
         "500 matrices, 225M elements, bfloat16 and float32",
         five_hundred_matrices(),
         torch.bfloat16,
         torch.float32,
     ),
-    _workload("resnet50", "ResNet-50, float32", resnet50(), torch.float32),
-    _workload("gpt2-bf16", "GPT-2 124M, bfloat16", gpt2(), torch.bfloat16),
+    workload("resnet50", "ResNet-50, float32", resnet50(), torch.float32),
+    workload("gpt2-bf16", "GPT-2 124M, bfloat16", gpt2(), torch.bfloat16),
 )
 
 NUM_KEY_WORKLOADS = 5
 
 # Small enough for a dry run on a CPU, with every property that the others have.
 DRY_WORKLOADS = (
-    _workload("dry-many", "200 tiny tensors", [(16,)] * 200, torch.float32),
-    _workload("dry-mixed", "mixed dtypes", [(300, 70), (65,), (9, 9)], torch.bfloat16, torch.float32),
+    workload("dry-many", "200 tiny tensors", [(16,)] * 200, torch.float32),
+    workload("dry-mixed", "mixed dtypes", [(300, 70), (65,), (9, 9)], torch.bfloat16, torch.float32),
 )

@@ -100,6 +100,7 @@ typedef struct {
   void* total_norm;         // of the gradients divided by the scale
   void* clip_coef;
   uint8_t* skipped;  // 0 or 1
+  double* counts;    // of steps clipped, skipped, all, skipped in a row; the largest finite norm. Or NULL
 } FastclipCudaStepOptions;
 
 FASTCLIP_CUDA_API int fastclip_cuda_abi_version(void);

@@ -104,6 +104,21 @@ __device__ double count(const FastclipCudaStepTarget& target) {
   return load(target.step, target.step_dtype);
 }
 
+// Says what became of the step and counts it as it is said, rounded to the type of the norm.
+__device__ void report(const FastclipCudaStepOptions& options, const StepVerdict& verdict) {
+  store(options.total_norm, options.norm_dtype, verdict.total_norm);
+  store(options.clip_coef, options.norm_dtype, verdict.coef);
+  *options.skipped = verdict.skipped;
+  double* const counts = options.counts;
+  if (counts == nullptr) return;
+  const double norm = load(options.total_norm, options.norm_dtype);
+  counts[0] += load(options.clip_coef, options.norm_dtype) < 1 && !verdict.skipped;
+  counts[1] += verdict.skipped;
+  counts[2] += 1;
+  counts[3] = verdict.skipped ? counts[3] + 1 : 0;
+  if (norm > counts[4] && norm < INFINITY) counts[4] = norm;
+}
+
 // Finalize: from the norm to what each span is updated with.
 //
 // Math      norm / scale, the clip coefficient, whether to skip (finalize.h); unless skipped, step + 1 and,
@@ -130,9 +145,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t place = blockIdx.x * kThreads + threadIdx.x;
   if (place == 0 && share.first_rule == 0) {
     *arguments.header = {verdict.grad_factor, verdict.skipped};
-    store(options.total_norm, options.norm_dtype, verdict.total_norm);
-    store(options.clip_coef, options.norm_dtype, verdict.coef);
-    *options.skipped = verdict.skipped;
+    report(options, verdict);
   }
   const uint32_t span = share.first_span + place;
   if (verdict.skipped || span >= share.end_span) return;

@@ -40,5 +40,5 @@ def render(facts: dict[str, Any]) -> RenderableType:
     for name, backend in facts["backends"].items():
         usable = Text("yes", style="green") if backend["available"] else Text("no", style="yellow")
         details = "\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in backend["details"].items())
-        backends.add_row(name, usable, backend["reason"], details)
+        backends.add_row(name, usable, Text(backend["reason"]), Text(details))
     return Group(general, Text(), backends)

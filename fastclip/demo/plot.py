@@ -1,10 +1,11 @@
-"""The demo's figure: loss and gradient norm of every run, step by step, with the threshold."""
+"""The demo's figure: loss and gradient norm of every run, step by step, with threshold and skipped steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -25,15 +26,21 @@ _SMOOTHING = 21
 _RANGE = (1e-3, 1e3)
 """What the logarithmic axes may show. A value below lies on the lower edge, one above is marked."""
 
-_STYLES: tuple[_Style, ...] = (("#D55E00", "-", 2.0), ("#0072B2", "-", 3.5), ("#F0C000", (0, (2, 2)), 2.0))
-"""Colour, dashes and width of each run, so that a run which retraces the one before leaves both visible."""
+_STYLES: Mapping[str, _Style] = MappingProxyType(
+    {
+        "unclipped": ("#D55E00", "-", 2.0),
+        "fastclip": ("#0072B2", "-", 3.5),
+        "torch": ("#F0C000", (0, (2, 2)), 2.0),
+    }
+)
+"""Colour, dashes and width by who clips, so that a run which retraces the one before leaves both visible."""
 
 _LEARNED = 0.8
 """A batch whose loss is below this share of the loss of guessing shows that something was learned."""
 
 
 def plot_histories(
-    histories: Mapping[str, History],
+    histories: Sequence[History],
     path: Path,
     *,
     title: str,
@@ -43,53 +50,64 @@ def plot_histories(
 ) -> None:
     """Write a PNG with the loss and the gradient norm of each run over its steps, both logarithmic.
 
-    Faint lines are the steps, strong ones their running median. Triangles on the upper edge are steps
-    that are not finite or too large for the axis. An arrow shows where a run fell back to guessing for
-    good.
+    Runs with a batch of NaN have a column of their own. Faint lines are the steps, strong ones their running
+    median. Triangles on the upper edge are steps that are not finite or too large for the axis. Arrows show
+    the step that was skipped, and where a run fell back to guessing for good.
 
     Args:
-        histories: One to three runs by name, in the order of the legend.
+        histories: The runs, in the order of the legend.
         path: File to write; an existing one is replaced.
         title: The result, in one line.
         subtitle: The setting, in one line.
         measure: Says how each run was judged.
         guessing_loss: Loss of guessing, in nats, where a line is drawn.
     """
-    figure = Figure(figsize=(10, 7.5), dpi=130, layout="constrained")
+    sound = [history for history in histories if not history.run.has_nan]
+    spoiled = [history for history in histories if history.run.has_nan]
+    columns = [(subtitle, sound)]
+    if spoiled:
+        columns.append((f"The same with a batch of NaN at step {spoiled[0].nan_step}", spoiled))
+    figure = Figure(figsize=(1 + 8 * len(columns), 8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, norm_axes = figure.subplots(2, 1, sharex=True)
+    grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    for (loss_axes, norm_axes), (heading, drawn) in zip(grid.T, columns, strict=True):
+        _draw_runs(loss_axes, norm_axes, drawn, heading, measure, guessing_loss)
+    grid[0, 0].set_ylabel("training loss (nats)")
+    grid[1, 0].set_ylabel("gradient norm before clipping")
+    figure.savefig(path)
 
-    for (name, history), style in zip(histories.items(), _STYLES, strict=False):
+
+def _draw_runs(
+    loss_axes: Axes,
+    norm_axes: Axes,
+    histories: Sequence[History],
+    heading: str,
+    measure: Measure,
+    guessing_loss: float,
+) -> None:
+    """Draw one column: the losses above, the norms below."""
+    for history in histories:
+        name, stats, style = history.run.name, history.stats, _STYLES[history.run.clipper]
+        counted = f"{stats.clip_fraction:.0%} of steps clipped, {stats.skipped} skipped"
         losses = f"{name}: {measure.name} {measure.show(history.score)}"
-        norms = (
-            f"{name}: largest norm {history.largest_norm:.3g}, {history.clipped_share:.0%} of steps clipped"
-        )
+        norms = f"{name}: {counted}, largest norm {stats.largest_norm:.3g}"
         _draw_curve(loss_axes, history.losses, style, losses)
         _draw_curve(norm_axes, history.norms, style, norms)
-        _draw_collapse(loss_axes, history.losses, style, name, guessing_loss)
-
+        _draw_collapse(loss_axes, history, style[0], guessing_loss)
+        _draw_skips(norm_axes, history, style[0])
     _draw_level(loss_axes, guessing_loss, "guessing")
-    for max_norm in sorted({history.max_norm for history in histories.values()} - {math.inf}):
+    for max_norm in sorted({history.run.max_norm for history in histories} - {math.inf}):
         _draw_level(norm_axes, max_norm, f"threshold {max_norm:g}\nclipped above")
-
-    loss_axes.set_ylabel("training loss (nats)")
-    norm_axes.set_ylabel("gradient norm before clipping")
     norm_axes.set_xlabel("step")
-    for axes, heading in ((loss_axes, subtitle), (norm_axes, None)):
+    for axes, title in ((loss_axes, heading), (norm_axes, None)):
+        for nan_step in {history.nan_step for history in histories if history.nan_step is not None}:
+            axes.axvline(nan_step, color="0.6", linestyle="--", linewidth=1, zorder=0)
         axes.set_yscale("log")
-        axes.margins(x=0, y=0.12)
+        axes.margins(x=0, y=0.2)
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(
-            title=heading,
-            alignment="left",
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            edgecolor="none",
-            ncols=2,
-        )
-    figure.savefig(path)
+        axes.legend(title=title, alignment="left", loc="lower left", bbox_to_anchor=(0, 1), edgecolor="none")
 
 
 def _draw_curve(axes: Axes, values: Sequence[float], style: _Style, label: str) -> None:
@@ -108,26 +126,32 @@ def _draw_curve(axes: Axes, values: Sequence[float], style: _Style, label: str) 
             beyond,
             edge,
             "^",
-            markersize=4,
+            markersize=2 + 2 * width,
             color=colour,
             transform=axes.get_xaxis_transform(),
             label=edge_label,
         )
 
 
-def _draw_collapse(axes: Axes, losses: Sequence[float], style: _Style, name: str, guessing: float) -> None:
+def _draw_collapse(axes: Axes, history: History, colour: str, guessing: float) -> None:
     """Point at the step after which no batch beat guessing, if there is one."""
-    (learned,) = np.nonzero(np.asarray(losses) < _LEARNED * guessing)
+    (learned,) = np.nonzero(np.asarray(history.losses) < _LEARNED * guessing)
     step = learned[-1] + 1 if len(learned) else 0
-    if step == len(losses):
-        return
+    if step < len(history.losses):
+        _point_at(axes, (step, guessing), f"{history.run.name}: learns nothing from step {step} on", colour)
+
+
+def _draw_skips(axes: Axes, history: History, colour: str) -> None:
+    """Point at each step that was left out."""
+    for step in history.skipped:
+        _point_at(axes, (step, _RANGE[0] * 2), f"{history.run.name}: skips step {step}", colour)
+
+
+def _point_at(axes: Axes, point: tuple[float, float], text: str, colour: str) -> None:
+    arrow = {"arrowstyle": "->", "color": colour, "linewidth": 2, "relpos": (0, 0.5)}
+    background = {"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.8}
     axes.annotate(
-        f"{name}: learns nothing from step {step} on",
-        xy=(step, guessing),
-        xytext=(24, 20),
-        textcoords="offset points",
-        color=style[0],
-        arrowprops={"arrowstyle": "->", "color": style[0], "relpos": (0, 0.5)},
+        text, xy=point, xytext=(24, 14), textcoords="offset points", arrowprops=arrow, bbox=background
     )
 
 
@@ -138,6 +162,10 @@ def _draw_level(axes: Axes, value: float, label: str) -> None:
 
 
 def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the median around each value; a window with a gap (nan) gives a gap."""
+    """Return the median of the values (not nan) around each; a window that is mostly nan gives a gap."""
     padded = np.pad(values, _SMOOTHING // 2, mode="reflect")
-    return np.median(sliding_window_view(padded, _SMOOTHING), axis=-1)
+    windows = sliding_window_view(padded, _SMOOTHING)
+    known = np.isfinite(windows).sum(axis=-1) > _SMOOTHING // 2
+    medians = np.full(len(values), np.nan)
+    medians[known] = np.nanmedian(windows[known], axis=-1)
+    return medians

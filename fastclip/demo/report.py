@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from fastclip.demo.tasks import Measure
 from fastclip.demo.training import History
 
 
-def runs_table(histories: Mapping[str, History], title: str, measure: Measure) -> Table:
-    """Return how each run ended, what clipping saw and what it cost in wall time."""
-    caption = "Equal clipping part ways once rounding differs: training amplifies the last bit."
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+def runs_table(histories: Sequence[History], title: str, measure: Measure) -> Table:
+    """Return how each run ended, what its optimizer counted, and what clip and step cost in wall time."""
+    caption = "Equal clipping parts ways once rounding differs: training amplifies it."
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("run", no_wrap=True)
-    for heading in (measure.name, "clipped steps", "largest norm", "time clipping", "median per step"):
-        table.add_column(heading, justify="right")
-    for name, history in histories.items():
+    for heading in (
+        measure.name,
+        "clipped steps",
+        "skipped steps",
+        "largest finite norm",
+        "clip + step",
+        "median",
+    ):
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+    for history in histories:
+        stats, seconds = history.stats, history.step_seconds
         table.add_row(
-            name,
+            history.run.name,
             measure.show(history.score),
-            f"{history.clipped_share:.0%}",
-            _largest_norm(history),
-            f"{sum(history.clip_seconds) * 1e3:.1f} ms",
-            f"{statistics.median(history.clip_seconds) * 1e6:.0f} us",
+            f"{stats.clip_fraction:.0%}",
+            f"{stats.skipped}",
+            f"{stats.largest_norm:.3g}",
+            f"{sum(seconds) * 1e3:.0f} ms",
+            f"{statistics.median(seconds) * 1e6:.0f} us",
         )
     return table
-
-
-def _largest_norm(history: History) -> str:
-    step = history.first_nonfinite_step
-    return f"{history.largest_norm:.3g}" + ("" if step is None else f", not finite from step {step}")

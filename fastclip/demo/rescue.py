@@ -1,44 +1,36 @@
-"""One network trained at a rate that only clipping survives."""
+"""One network trained at a rate that only clipping survives, and with a batch of NaN on the way."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
-import fastclip
 from fastclip.bench.runner import torch_threads
 from fastclip.demo.plot import plot_histories
 from fastclip.demo.report import runs_table
-from fastclip.demo.tasks import Task
-from fastclip.demo.training import Clip, History, train
-
-CLIPS: Mapping[str, Clip] = MappingProxyType(
-    {"fastclip": fastclip.clip_grad_norm_, "torch": torch.nn.utils.clip_grad_norm_}
-)
-"""The functions whose clipping is to rescue the network."""
+from fastclip.demo.runs import Run
+from fastclip.demo.tasks import Expectation, Task
+from fastclip.demo.training import History, train
 
 
-def rescue(console: Console, output: Path, task: Task, clips: Mapping[str, Clip]) -> bool:
-    """Train on a task unclipped and with each clipping function; print and plot what happened.
+def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> bool:
+    """Train on a task in every way; print and plot what happened.
 
     Args:
         console: Where the progress, the table and the verdict go.
         output: Folder for the figure, `<name of the task>.png`.
         task: What the runs have in common.
-        clips: The functions to clip with, by name; one or two.
+        runs: How to train, the first one without a batch of NaN.
 
     Returns:
-        True if every run ended as the task expects; always True for a task that expects nothing.
+        True if every run ended as it is expected to; always True for a task that expects nothing.
     """
-    histories = _train_each(console, task, clips)
-    failures = _failures(histories, task)
+    histories = _train_each(console, task, runs)
+    failures = [] if task.expectation is None else _failures(histories, task, task.expectation)
     verdict = _verdict(histories, task, failures)
     recipe = task.recipe
     setting = (
@@ -55,53 +47,54 @@ def rescue(console: Console, output: Path, task: Task, clips: Mapping[str, Clip]
         guessing_loss=task.guessing_loss,
     )
     console.print(runs_table(histories, setting, task.measure))
-    console.print(f"Loss and gradient norm of every step: {figure}")
-    console.print(": ".join([verdict, *failures]) + ".", style="red" if failures else "green")
+    console.print(f"Loss and gradient norm of every step: {figure}", soft_wrap=True)
+    style = "red" if failures else "green"
+    console.print(": ".join([verdict, *failures]) + ".", style=style, soft_wrap=True)
     return not failures
 
 
-def _train_each(console: Console, task: Task, clips: Mapping[str, Clip]) -> dict[str, History]:
-    """Return the history of every run by its name.
+def _train_each(console: Console, task: Task, runs: Sequence[Run]) -> list[History]:
+    """Return the history of every run.
 
-    The unclipped run calls fastclip with an infinite threshold, which measures and writes nothing. One
-    thread is as fast as several for networks this small, and makes the outcome the same on every number
+    One thread is as fast as several for networks this small, and makes the outcome the same on every number
     of cores.
     """
-    recipe, measure = task.recipe, task.measure
-    runs: dict[str, tuple[Clip, float]] = {"unclipped": (fastclip.clip_grad_norm_, math.inf)}
-    runs |= {f"{name} {recipe.max_norm:g}": (clip, recipe.max_norm) for name, clip in clips.items()}
-    histories: dict[str, History] = {}
+    measure = task.measure
+    histories: list[History] = []
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     with progress, torch_threads(1):
-        for name, (clip, max_norm) in runs.items():
-            bar = progress.add_task(f"training, {name}", total=recipe.epochs)
-            on_epoch = partial(progress.advance, bar)
-            histories[name] = train(task, clip=clip, max_norm=max_norm, on_epoch=on_epoch)
-            console.print(f"Trained {name}: {measure.name} {measure.show(histories[name].score)}.")
+        for run in runs:
+            bar = progress.add_task(f"training, {run.name}", total=task.recipe.epochs)
+            nan_step = len(histories[0].losses) // 2 if run.has_nan else None
+            histories.append(train(task, run, nan_step=nan_step, on_epoch=partial(progress.advance, bar)))
+            console.print(f"Trained {run.name}: {measure.name} {measure.show(histories[-1].score)}.")
     return histories
 
 
-def _failures(histories: Mapping[str, History], task: Task) -> list[str]:
+def _failures(histories: Sequence[History], task: Task, expectation: Expectation) -> list[str]:
     """Say which runs did not end as they should."""
-    measure, expectation = task.measure, task.expectation
+    measure = task.measure
     failures: list[str] = []
-    if expectation is None:
-        return failures
-    for name, history in histories.items():
-        is_clipped = math.isfinite(history.max_norm)
-        bound = expectation.clipped if is_clipped else expectation.unclipped
-        if measure.is_at_least(history.score, bound) is not is_clipped:
+    for history in histories:
+        run, skipped = history.run, history.stats.skipped
+        bound = expectation.clipped if run.learns else expectation.unclipped
+        if measure.is_at_least(history.score, bound) is not run.learns:
             failures.append(
-                f"{name} reached {measure.show(history.score)}, expected "
-                f"{'at least as good as' if is_clipped else 'worse than'} {measure.show(bound)}"
+                f"{run.name} reached {measure.show(history.score)}, expected "
+                f"{'at least as good as' if run.learns else 'worse than'} {measure.show(bound)}"
             )
+        if skipped != run.expected_skips:
+            failures.append(f"{run.name} skipped {skipped} steps, expected {run.expected_skips}")
     return failures
 
 
-def _verdict(histories: Mapping[str, History], task: Task, failures: list[str]) -> str:
+def _verdict(histories: Sequence[History], task: Task, failures: Sequence[str]) -> str:
     if failures:
         return "The rescue failed"
-    if task.expectation is not None:
-        return "Unclipped, the network ends at guessing or worse; clipped, it learns"
-    scores = [f"{name} {task.measure.show(history.score)}" for name, history in histories.items()]
-    return f"{task.measure.name.capitalize()}: {', '.join(scores)}"
+    if task.expectation is None:
+        scores = [f"{history.run.name} {task.measure.show(history.score)}" for history in histories]
+        return f"{task.measure.name.capitalize()}: {', '.join(scores)}"
+    rescued = "Unclipped, the network ends at guessing or worse; clipped, it learns"
+    if any(history.run.has_nan for history in histories):
+        return f"{rescued}. A batch of NaN costs one step with fastclip, the run with torch"
+    return rescued

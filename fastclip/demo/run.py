@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +9,10 @@ from rich.console import Console
 from fastclip import bench
 from fastclip.bench import report, table
 from fastclip.bench.progress import ConsoleProgress
-from fastclip.demo.rescue import CLIPS, rescue
+from fastclip.demo.rescue import rescue
+from fastclip.demo.runs import runs_for
 from fastclip.demo.search import search_digits
 from fastclip.demo.tasks import make_task
-from fastclip.demo.training import Clip
 
 DIGITS = "digits"
 
@@ -26,7 +25,6 @@ def run(
     epochs: int | None = None,
     seed: int = 0,
     search: bool = True,
-    clips: Mapping[str, Clip] = CLIPS,
 ) -> int:
     """Show what is installed, how fast it is beside torch, and a network that only clipping rescues.
 
@@ -40,7 +38,6 @@ def run(
             number. With too few, clipping has no time to succeed.
         seed: Seed of the splits, the initial weights and the order of the examples.
         search: Whether the digits end with a search for rate, threshold and initialisation.
-        clips: The functions to clip with, by name; one or two.
 
     Returns:
         0 if every run, and the search, ended as the task expects, otherwise 1.
@@ -58,7 +55,7 @@ def run(
     )
     speed = bench.run(options, peers=bench.PEERS[:2], progress=ConsoleProgress(console))
     table.console().print(table.render(speed))
-    is_well = rescue(console, output, chosen, clips)
+    is_well = rescue(console, output, chosen, runs_for(chosen))
     if search and task == DIGITS:
         is_well &= search_digits(console, output, seed=seed)
     return 0 if is_well else 1

@@ -1,20 +1,23 @@
-"""A plain training loop that records what clipping sees and what it costs."""
+"""A plain training loop that records what its optimizer saw and what clip and step cost."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from itertools import count
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from fastclip.demo.tasks.base import Task
+from fastclip.demo.runs import Run
+from fastclip.demo.tasks import Task
+from fastclip.optim import Stats
 
-Clip: TypeAlias = Callable[[Iterable[Tensor], float], Tensor]
-"""A function with the contract of `torch.nn.utils.clip_grad_norm_`."""
+NO_STEPS = Stats(steps=0, clipped=0, skipped=0, consecutive_skips=0, largest_norm=0.0)
 
 
 @dataclass
@@ -22,52 +25,40 @@ class History:
     """What happened in a run, step by step.
 
     Attributes:
-        max_norm: The threshold; inf when the norm was only measured.
+        run: Which run.
+        nan_step: The step whose inputs were nan, if there was one.
         losses: Mean cross-entropy of each batch, in nats, before the update.
         norms: Norm of each step's gradient before clipping.
-        clip_seconds: Wall time that each step spent in the clipping call.
+        skipped: The steps that the optimizer left out.
+        step_seconds: Wall time that each step spent on clip and update.
+        stats: What the optimizer counted.
         score: The task's measure on what was held out, after the last step.
     """
 
-    max_norm: float
+    run: Run
+    nan_step: int | None = None
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    clip_seconds: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    step_seconds: list[float] = field(default_factory=list)
+    stats: Stats = NO_STEPS
     score: float = math.nan
-
-    @property
-    def clipped_share(self) -> float:
-        """Share of the steps whose norm was above the threshold."""
-        return sum(norm > self.max_norm for norm in self.norms) / len(self.norms)
-
-    @property
-    def largest_norm(self) -> float:
-        """Largest norm of any step; inf counts, nan does not."""
-        return max((norm for norm in self.norms if not math.isnan(norm)), default=math.nan)
-
-    @property
-    def first_nonfinite_step(self) -> int | None:
-        """First step whose loss or norm was inf or nan."""
-        for step, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                return step
-        return None
 
 
 def train(
-    task: Task, *, clip: Clip, max_norm: float, on_epoch: Callable[[], object] = lambda: None
+    task: Task, run: Run, *, nan_step: int | None = None, on_epoch: Callable[[], object] = lambda: None
 ) -> History:
     """Train a new model by SGD and test it; a run that explodes goes on to its last epoch.
 
     Args:
         task: The model, what to train it on, and the recipe.
-        clip: Called once per step between backward and update.
-        max_norm: Threshold handed to `clip`; inf to measure the norm and leave the gradient alone.
+        run: How to clip.
+        nan_step: The step whose inputs are all nan, counted from 0; None leaves every batch as it is.
         on_epoch: Called after every epoch.
 
     Returns:
         The history of every step and the score at the end. The same arguments give the same losses and
-        norms on the same machine with the same number of threads. Reads two scalars per step (a host
+        norms on the same machine with the same number of threads. Reads three scalars per step (a host
         synchronisation each, were the model on a GPU). The caller's random state is untouched.
     """
     recipe = task.recipe
@@ -75,21 +66,38 @@ def train(
         torch.manual_seed(recipe.seed)
         model = task.make_model()
     shuffle = torch.Generator().manual_seed(recipe.seed)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.momentum)
-    history = History(max_norm)
+    sgd = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    optimizer = run.make(sgd, run.max_norm)
+    history = History(run, nan_step)
+    spoiling = None if nan_step is None else _spoil(model, nan_step)
 
     for _ in range(recipe.epochs):
         for loss in task.losses(model, shuffle):
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             before = time.perf_counter()
-            norm = clip(parameters, max_norm)
-            history.clip_seconds.append(time.perf_counter() - before)
             optimizer.step()
+            history.step_seconds.append(time.perf_counter() - before)
+            outcome = optimizer.last
+            assert outcome is not None  # there was a step
+            if outcome.skipped:
+                history.skipped.append(len(history.losses))
             history.losses.append(loss.item())
-            history.norms.append(norm.item())
+            history.norms.append(outcome.total_norm.item())
         on_epoch()
 
+    if spoiling is not None:
+        spoiling.remove()
+    history.stats = optimizer.stats()
     history.score = task.score(model)
     return history
+
+
+def _spoil(model: nn.Module, call: int) -> RemovableHandle:
+    """Hand the model nan in place of its inputs in this call of its `forward`, counted from 0."""
+    calls = count()
+
+    def spoil(_: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        return tuple(torch.full_like(x, math.nan) for x in inputs) if next(calls) == call else inputs
+
+    return model.register_forward_pre_hook(spoil)

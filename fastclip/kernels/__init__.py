@@ -2,7 +2,10 @@
 
     tiles       a chunk as 16-byte vectors            accumulate  a chunk's part of a norm
     norm        combine and finalize                  scale, clamp, nonfinite
-    table       lists of tensors as tables of chunks  launch      block sizes, one function per operation
+    coefficients, step      the decision on an optimizer's step, and its update
+    table, step_table       lists of tensors as tables of chunks, with the parameters and state of a step
+    operands                which tensors the kernels take
+    launch, step_launch     block sizes, one function per operation
 
-Importing a module of this package imports triton, except `table`.
+Importing a module of this package imports triton, except `table`, `step_table` and `operands`.
 """

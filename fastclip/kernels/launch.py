@@ -62,6 +62,9 @@ _BLOCKS = {
     "scale": Blocks(rows=512, threads=128, programs_per_unit=8),
     "clamp": Blocks(rows=512, threads=128, programs_per_unit=8),
     "nonfinite": Blocks(rows=512, threads=128, programs_per_unit=8),
+    # One vector of each of three to five memories in flight per thread.
+    "adam": Blocks(rows=128, threads=128, programs_per_unit=5, registers=96),
+    "sgd": Blocks(rows=128, threads=128, programs_per_unit=8),
 }
 # Small enough that short tensors already fill several tiles and programs of the interpreter.
 _INTERPRETER = Blocks(rows=32, threads=32, programs_per_unit=3)
@@ -99,7 +102,7 @@ def total_norm(
     layout = blocks("total_norm", table.device, kind)
     norm = torch.empty((), dtype=dtype, device=table.device)
     coefficient = torch.empty((), dtype=torch.float64, device=table.device)
-    total_norm_kernel[_grid(table, layout)](
+    total_norm_kernel[grid(table, layout)](
         table.chunks,
         table.num_chunks,
         table.ticket,
@@ -139,7 +142,7 @@ def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
     kind = kind_of(norm_type)
     layout = blocks("chunk_norms", table.device, kind)
     norms = torch.empty(table.num_tensors, dtype=dtype, device=table.device)
-    chunk_norms_kernel[_grid(table, layout)](
+    chunk_norms_kernel[grid(table, layout)](
         table.chunks,
         table.num_chunks,
         table.partials,
@@ -169,10 +172,10 @@ def count_nonfinite(table: Table) -> Tensor:
 
 def _run(name: str, kernel: Any, table: Table, *args: Any) -> None:
     layout = blocks(name, table.device)
-    kernel[_grid(table, layout)](table.chunks, table.num_chunks, *args, ROWS=layout.rows, **layout.options())
+    kernel[grid(table, layout)](table.chunks, table.num_chunks, *args, ROWS=layout.rows, **layout.options())
 
 
-def _grid(table: Table, layout: Blocks) -> tuple[int]:
+def grid(table: Table, layout: Blocks) -> tuple[int]:
     """Return as many programs as run at once, at most one per chunk, at least one to finalize."""
     return (max(1, min(table.num_chunks, _num_units(table.device) * layout.programs_per_unit)),)
 

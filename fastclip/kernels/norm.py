@@ -74,7 +74,7 @@ def _root(total, exponent, p, KIND: tl.constexpr):
 
 
 @triton.jit
-def _clip_coefficient(norm, max_norm):
+def clip_coefficient(norm, max_norm):
     """Finalize, second half: min(1, max_norm / (norm + 1e-6)), nan if the norm or the threshold is.
 
     1 if max_norm is inf, which asks for the norm alone.
@@ -133,7 +133,7 @@ def total_norm_kernel(
         norm = _root(total, exponent, p, KIND)
         returned = norm.to(norm_out.dtype.element_ty)
         tl.store(norm_out, returned)
-        coefficient = _clip_coefficient(norm, max_norm)
+        coefficient = clip_coefficient(norm, max_norm)
         if keep_nonfinite != 0:
             coefficient = tl.where(returned < float("inf"), coefficient, 1.0)
         tl.store(coefficient_out, coefficient)
@@ -190,4 +190,4 @@ def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64):
     Range       nan stays nan.
     """
     max_norm = tl.full([], max_norm, tl.float64)
-    tl.store(coefficient_out, _clip_coefficient(tl.load(norm).to(tl.float64), max_norm))
+    tl.store(coefficient_out, clip_coefficient(tl.load(norm).to(tl.float64), max_norm))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 Int64Array = npt.NDArray[np.int64]
+Built = TypeVar("Built")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """By tag, in the order of csrc/span.h."""
@@ -128,19 +131,26 @@ def build_table(spans: Int64Array, device: torch.device) -> Table:
     chunks, first_chunks = cut(spans)
     header = np.zeros(_HEADER_LENGTH, np.int64)
     words = torch.from_numpy(np.concatenate((header, chunks.reshape(-1), first_chunks)))
-    if device.type != "cpu":
-        words = _upload(words, device)
+    words = upload(words, device)
     rows_end = _HEADER_LENGTH + chunks.size
     return Table(
         chunks=words[_HEADER_LENGTH:rows_end].view(-1, _CHUNK_LENGTH),
         first_chunks=words[rows_end:],
         ticket=words[:1],
-        partials=torch.empty(max(len(chunks), 1), 2, dtype=torch.float64, device=device),
+        partials=scratch(max(len(chunks), 1), 2, device),
         overlaps=overlap(spans),
     )
 
 
-def _upload(words: Tensor, device: torch.device) -> Tensor:
+def scratch(num_rows: int, num_columns: int, device: torch.device) -> Tensor:
+    """Return float64 memory for what one launch leaves for the next; its content means nothing."""
+    return torch.empty(num_rows, num_columns, dtype=torch.float64, device=device)
+
+
+def upload(words: Tensor, device: torch.device) -> Tensor:
+    """Return a table's words on the device, copied on the current stream, without waiting for it."""
+    if device.type == "cpu":
+        return words
     if torch.cuda.is_current_stream_capturing():
         return _reserve.take(words).to(device, non_blocking=True)
     _reserve.refill()
@@ -179,25 +189,26 @@ class _PinnedReserve:
 _reserve = _PinnedReserve()
 
 
-class TableCache:
-    """The tables used last, by device, stream and spans; safe to use from several threads.
+class TableCache(Generic[Built]):
+    """The tables used last, by device, stream and content; safe to use from several threads.
 
     A table belongs to one stream: launches that share its scratch then run one after the other. Evicted
     tables go back to torch's allocator, which orders reuse of their memory on the same stream.
     """
 
-    def __init__(self, capacity: int = 16) -> None:
-        """Keep at most `capacity` tables."""
+    def __init__(self, build: Callable[[Int64Array, torch.device], Built], capacity: int = 16) -> None:
+        """Keep at most `capacity` of the tables that `build` makes of rows on a device."""
+        self._build = build
         self._capacity = capacity
-        self._tables: OrderedDict[tuple[torch.device, int, bytes], Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[torch.device, int, bytes], Built] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Count the tables kept."""
         return len(self._tables)
 
-    def get(self, spans: Int64Array, device: torch.device) -> Table:
-        """Return the table of these spans, built anew if an address, a size or a dtype changed.
+    def get(self, rows: Int64Array, device: torch.device) -> Built:
+        """Return the table of these rows, built anew if an address, a size or anything else in them changed.
 
         During the capture of a CUDA graph every call gets a table of its own: one from the cache could be
         evicted, and its memory reused, while the graph lives.
@@ -205,15 +216,15 @@ class TableCache:
         if device.type == "cpu":
             stream = 0
         elif torch.cuda.is_current_stream_capturing():
-            return build_table(spans, device)
+            return self._build(rows, device)
         else:
             stream = torch.cuda.current_stream(device).cuda_stream
-        key = (device, stream, spans.tobytes())
+        key = (device, stream, rows.tobytes())
         with self._lock:
-            if table := self._tables.get(key):
+            if (table := self._tables.get(key)) is not None:
                 self._tables.move_to_end(key)
                 return table
-            table = self._tables[key] = build_table(spans, device)
+            table = self._tables[key] = self._build(rows, device)
             if len(self._tables) > self._capacity:
                 self._tables.popitem(last=False)
             return table

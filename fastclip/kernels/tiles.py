@@ -52,8 +52,16 @@ def split(address, numel, ELEMENT: tl.constexpr):
     head = tl.minimum(to_boundary, numel)
     # The product tells the compiler that masks change at vector boundaries only.
     body_numel = (numel - head) // VECTOR * VECTOR
-    body = (address + head * ITEM).to(tl.pointer_type(ELEMENT))
-    return tl.multiple_of(body, VECTOR_NBYTES), head, body_numel
+    return pointer_to(address + head * ITEM, ELEMENT, True), head, body_numel
+
+
+@triton.jit
+def pointer_to(address, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return an address as a pointer; the compiler is told if it is ALIGNED to 16 bytes."""
+    pointer = address.to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, VECTOR_NBYTES)
+    return pointer
 
 
 @triton.jit
@@ -73,6 +81,16 @@ def edge_tile(numel, head, body_numel, ELEMENT: tl.constexpr):
     offsets = tl.where(in_head, i - head, i - VECTOR + body_numel)
     tail = numel - head - body_numel
     return offsets, tl.where(in_head, i < head, i - VECTOR < tail)
+
+
+@triton.jit
+def rest_tile(start, numel, head, body_numel, ROWS: tl.constexpr):
+    """Return offsets from the first element, and the mask, of the next ROWS elements outside the body.
+
+    `start` counts those before; together they are numel - body_numel, all of a chunk that has no body.
+    """
+    i = start + tl.arange(0, ROWS)
+    return tl.where(i < head, i, i + body_numel), i < numel - body_numel
 
 
 @triton.jit

@@ -2,12 +2,13 @@
 
     optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), max_norm=1.0)
 
-`wrapper` and `attach` are what callers see; `routes` chooses between `native`, `torch_fused` and `plain`;
-`closures`, `gradients`, `outcome` and `settings` serve them all.
+`wrapper`, `attach` and `grad_scaler` are what callers see; `routes` chooses between `native`, `torch_fused`
+and `plain`; `closures`, `gradients`, `outcome` and `settings` serve them all.
 """
 
 from fastclip.optim.attach import AttachedClipping, attach
+from fastclip.optim.grad_scaler import GradScaler
 from fastclip.optim.outcome import Outcome, Stats
 from fastclip.optim.wrapper import ClippedOptimizer
 
-__all__ = ["AttachedClipping", "ClippedOptimizer", "Outcome", "Stats", "attach"]
+__all__ = ["AttachedClipping", "ClippedOptimizer", "GradScaler", "Outcome", "Stats", "attach"]

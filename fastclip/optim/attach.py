@@ -76,7 +76,7 @@ class AttachedClipping:
         # What has to be put back after the step.
         self._hidden: list[tuple[Tensor, Tensor | None]] = []
         self._attributes: dict[str, Any] = {}
-        setattr(optimizer, ATTACHED, True)
+        setattr(optimizer, ATTACHED, settings)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -131,8 +131,9 @@ class AttachedClipping:
 
     def _clip(self) -> None:
         """Clip what the step is about to read, or take it out of the step's sight."""
-        optimizer, settings = self._optimizer, self._settings
-        amp = Amp.of(optimizer)
+        optimizer = self._optimizer
+        amp = Amp.take(optimizer)
+        settings = self._settings.under(amp)
         grads = gradients(optimizer)
         if not grads:
             self._tally.add(NO_GRADIENTS)
@@ -141,6 +142,7 @@ class AttachedClipping:
         folded = folded and torch_fused.unfit(grads) is None
         outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp)
         self._tally.add(outcome)
+        amp.tell(outcome)
         on_host = not folded or torch_fused.decides_on_host(optimizer, outcome)
         if on_host and plain.may_skip(settings, amp) and bool(outcome.skipped):
             routes.settle("attach", optimizer, settings, amp, self._tally)

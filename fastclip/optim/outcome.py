@@ -127,10 +127,8 @@ class Tally:
 
     def _add_on_device(self, outcome: Outcome) -> None:
         """Count in eight small operations; a step without gradients has its outcome on the host."""
-        if not isinstance(self._counts, Tensor):
-            on_host = torch.tensor(self._counts, device="cpu")
-            self._counts = on_host.to(outcome.total_norm.device, non_blocking=True)
-        counts = self._counts
+        where = self._counts if isinstance(self._counts, Tensor) else outcome.total_norm
+        counts = self.counts_on(where.device)
         norm, coef, skipped = (
             value.to(counts.device, non_blocking=True)
             for value in (outcome.total_norm, outcome.clip_coef, outcome.skipped)
@@ -138,7 +136,19 @@ class Tally:
         counts[:2].add_(torch.stack(((coef < 1) > skipped, skipped)))
         counts[2:4].add_(1)
         counts[3].mul_(skipped)
-        torch.maximum(counts[4], norm.float().nan_to_num(0.0, 0.0), out=counts[4])
+        torch.maximum(counts[4], norm.to(counts.dtype).nan_to_num(0.0, 0.0), out=counts[4])
+
+    def counts_on(self, device: torch.device) -> Tensor:
+        """Return the counts, from now on on this device, for a kernel that counts a step into them itself.
+
+        They stand as clipped, skipped, steps, consecutive skips, largest norm; float64 where there is one.
+        """
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        if not isinstance(self._counts, Tensor):
+            self._counts = torch.tensor(self._counts, dtype=dtype, device="cpu")
+        if self._counts.device != device:
+            self._counts = self._counts.to(device, dtype, non_blocking=True)
+        return self._counts
 
     def stats(self) -> Stats:
         """Return all counts; synchronizes if the outcomes are on a device."""

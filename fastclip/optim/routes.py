@@ -8,17 +8,17 @@ from fastclip.backends.base import Declined
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import native, plain, torch_fused
 from fastclip.optim.gradients import first_nonfinite
-from fastclip.optim.outcome import Outcome, Tally
+from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
 
 NAMES = ("native", "torch_fused", "plain")
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> tuple[str, Outcome]:
-    """Clip and step by the first route that takes this step.
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> str:
+    """Clip and step by the first route that takes this step, and count what happened.
 
     Returns:
-        The route's name, one of NAMES, and what happened.
+        The route's name, one of NAMES.
 
     Raises:
         BackendUnavailableError: `settings.fused` demands a folded route and there is none.
@@ -26,15 +26,19 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> tuple[str, Outco
     if settings.fused is not False:
         # A scaler's verdict is on the host's own memory here, so nothing waits for it.
         left_out = _is_on_cpu(amp) and amp.to_skip()
-        first = Declined("a GradScaler found inf") if left_out else native.step(optimizer, settings, amp)
+        first = (
+            Declined("a GradScaler found inf") if left_out else native.step(optimizer, settings, amp, tally)
+        )
         if not isinstance(first, Declined):
-            return "native", first
+            return "native"
         second = torch_fused.step(optimizer, settings, amp)
         if not isinstance(second, Declined):
-            return "torch_fused", second
+            tally.add(second)
+            return "torch_fused"
         if settings.fused and not left_out:
             raise BackendUnavailableError(unfolded("ClippedOptimizer", first.reason, second.reason))
-    return "plain", plain.step(optimizer, settings, amp)
+    tally.add(plain.step(optimizer, settings, amp))
+    return "plain"
 
 
 def require_folded(function: str, optimizer: Optimizer, settings: Settings) -> None:

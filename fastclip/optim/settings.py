@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fastclip.optim.outcome import Outcome
+
 NONFINITE = ("skip", "raise", "propagate")
+
+VERDICTS = "_fastclip_verdicts"
+"""Attribute by which `fastclip.GradScaler` hands an optimizer the `Amp.verdicts` of its next step."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,10 @@ class Settings:
         """Whether a norm that is not finite leaves parameters and state as they are."""
         return self.nonfinite != "propagate"
 
+    def under(self, amp: Amp) -> Settings:
+        """Return how to clip in a step with this scaling: what a scaler is to learn of is left out."""
+        return replace(self, nonfinite="skip") if amp.verdicts else self
+
 
 @dataclass(frozen=True)
 class Amp:
@@ -75,16 +84,27 @@ class Amp:
     Attributes:
         grad_scale: The gradients are this many times too large, or None.
         found_inf: Not zero if one of them is not finite, or None.
+        verdicts: Where the step is to say whether it was skipped: zeros, one on each device with gradients;
+            empty if the scaler has looked for itself.
     """
 
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    verdicts: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, optimizer: object) -> Amp:
-        """Read the attributes of an optimizer."""
+    def take(cls, optimizer: object) -> Amp:
+        """Read the attributes of an optimizer; the verdicts, which are for one step, are taken away."""
         attributes = vars(optimizer)
-        return cls(attributes.get("grad_scale"), attributes.get("found_inf"))
+        found_inf = attributes.get("found_inf")
+        if not isinstance(found_inf, Tensor):  # torch's sum over the devices of no gradients is the int 0
+            found_inf = None
+        return cls(attributes.get("grad_scale"), found_inf, attributes.pop(VERDICTS, ()))
+
+    def tell(self, outcome: Outcome) -> None:
+        """Say to the scaler whether the step was skipped; no host synchronization between devices."""
+        for verdict in self.verdicts:
+            verdict.copy_(outcome.skipped)
 
     def to_skip(self) -> bool:
         """Whether the scaler wants the step left out; synchronizes if its tensors are on a device."""

@@ -18,7 +18,7 @@ from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats,
 from fastclip.optim.settings import Amp, Settings
 
 ATTACHED = "_fastclip_attached"
-"""Attribute of an optimizer that `attach` has put its hooks on."""
+"""Attribute of an optimizer that `attach` has put its hooks on: its settings."""
 
 _HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -38,9 +38,9 @@ class ClippedOptimizer(Optimizer):
     Everything but `step` is the wrapped optimizer's: `state`, `param_groups`, `defaults`, checkpoints.
 
     The clip is folded into the step by fastclip's kernels for torch.optim.AdamW, Adam and SGD on the CPU and
-    on one CUDA device, else by torch's fused step for optimizers made with fused=True; else it comes before
-    the step. By the kernels for CUDA, only a step that makes state waits for the device, and once there is
-    state a CUDA graph can hold the whole step.
+    on one CUDA or ROCm device, else by torch's fused step for optimizers made with fused=True; else it comes
+    before the step. By the kernels for devices, only a step that makes state waits for the device, and once
+    there is state a CUDA graph can hold the whole step.
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
@@ -156,19 +156,20 @@ class ClippedOptimizer(Optimizer):
             RuntimeError: As `nonfinite` and `max_consecutive_skips` ask for.
             BackendUnavailableError: fused=True and this step cannot be folded.
         """
-        amp = Amp.of(self)
+        amp = Amp.take(self)
+        settings = self._settings.under(amp)
         loss = None
         if closure is not None and not is_evaluated_once(self.optimizer):
-            loss, outcome = step_through(self.optimizer, closure, self._settings, amp)
+            loss, outcome = step_through(self.optimizer, closure, settings, amp)
             self._route = "plain"
             self._tally.add(outcome or NO_GRADIENTS)
         else:
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._route, outcome = routes.step(self.optimizer, self._settings, amp)
-            self._tally.add(outcome)
-        routes.settle("ClippedOptimizer.step", self.optimizer, self._settings, amp, self._tally)
+            self._route = routes.step(self.optimizer, settings, amp, self._tally)
+        amp.tell(self._tally.last or NO_GRADIENTS)
+        routes.settle("ClippedOptimizer.step", self.optimizer, settings, amp, self._tally)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -213,11 +214,19 @@ class ClippedOptimizer(Optimizer):
         )
 
 
+def settings_of(optimizer: Optimizer) -> Settings | None:
+    """Return how an optimizer clips, or None if nothing of fastclip does it."""
+    if isinstance(optimizer, ClippedOptimizer):
+        return optimizer._settings
+    settings: Settings | None = vars(optimizer).get(ATTACHED)
+    return settings
+
+
 def check_unclipped(function: str, optimizer: object) -> None:
     """Raise TypeError unless this is an optimizer that nothing of fastclip clips yet."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{function}: expected a torch.optim.Optimizer, not {type(optimizer).__name__}.")
-    if isinstance(optimizer, ClippedOptimizer) or ATTACHED in vars(optimizer):
+    if settings_of(optimizer) is not None:
         raise TypeError(
             f"{function}: this {type(optimizer).__name__} is clipped already; expected one that is not. "
             f"Clipping twice would count and scale every step twice."

@@ -59,8 +59,8 @@ class Expectation:
     """How the runs of a task end when clipping rescues it.
 
     Attributes:
-        unclipped: Without clipping the score must be worse than this.
-        clipped: With clipping it must be at least as good as this.
+        unclipped: A network that is not rescued must score worse than this.
+        clipped: One that is must score at least as well as this.
     """
 
     unclipped: float
@@ -78,6 +78,7 @@ class Task(ABC):
         measure: How it is judged.
         guessing_loss: Loss of guessing, in nats.
         expectation: How it ends, or None where that is unknown, as with a user's own images.
+        with_nan_batch: Whether to train it with a batch of NaN, too; its inputs must be floating point.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Task(ABC):
     measure: Measure
     guessing_loss: float
     expectation: Expectation | None = None
+    with_nan_batch: bool = False
 
     @abstractmethod
     def make_model(self) -> nn.Module:

@@ -2,31 +2,47 @@
 
 For exactly torch.optim.Adam, AdamW and SGD. The state is torch's own, made as torch makes it (`state`), so
 checkpoints go in and out of plain torch. Each module takes the step with one backend's kernels: `cpu` for
-parameters on the CPU, `cuda` for those on one CUDA device.
+parameters on the CPU, `cuda` for those on one CUDA device, `triton` for those on one CUDA or ROCm device.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Mapping
-from types import ModuleType
+from typing import Protocol, cast
 
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
 from fastclip.backends.base import Declined
-from fastclip.optim.native import cpu, cuda
-from fastclip.optim.outcome import Outcome
+from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
-_BY_NAME: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
-"""Backend -> its `unavailable_reason()` and `step(optimizer, settings, amp)`, best first."""
+_NAMES = ("cpu", "cuda", "triton")
+"""Backends whose kernels step, each with a module of its name here, best first."""
+
+
+class Kernels(Protocol):
+    """What a backend's module offers."""
+
+    def unavailable_reason(self) -> str | None:
+        """Return why its kernels cannot run here, or None."""
+
+    def step(self, optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+        """Clip, update, and count in `tally` what happened."""
+
+
+@functools.cache
+def _load(name: str) -> Kernels:
+    return cast(Kernels, importlib.import_module(f"fastclip.optim.native.{name}"))
 
 
 def unsupported(optimizer: Optimizer, settings: Settings) -> str | None:
     """Return why this optimizer can never take this route, or None."""
     if reason := _no_kernel_for(optimizer, settings):
         return reason
-    reasons = {name: kernels.unavailable_reason() for name, kernels in _BY_NAME.items()}
+    reasons = {name: _load(name).unavailable_reason() for name in _NAMES}
     return _listed(reasons) if all(reasons.values()) else None
 
 
@@ -38,8 +54,8 @@ def _no_kernel_for(optimizer: Optimizer, settings: Settings) -> str | None:
     return None
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
-    """Clip and update in one call.
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+    """Clip and update in one call, and count what happened.
 
     Moves what the update moves, and reads the gradients once more. `.grad` keeps its values unless
     `settings.write_grads`.
@@ -48,13 +64,13 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
         return Declined(reason)
     chosen = backends.chosen()
     reasons: dict[str, str] = {}
-    for name, kernels in _BY_NAME.items():
+    for name in _NAMES:
         if chosen not in ("auto", name):
             reasons[name] = f"the backend {chosen!r} was chosen"
-        elif reason := kernels.unavailable_reason():
+        elif reason := _load(name).unavailable_reason():
             reasons[name] = reason
         else:
-            outcome: Outcome | Declined = kernels.step(optimizer, settings, amp)
+            outcome = _load(name).step(optimizer, settings, amp, tally)
             if not isinstance(outcome, Declined):
                 # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
                 optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
 from fastclip.optim.native.state import discard_state, make_state
-from fastclip.optim.outcome import NO_GRADIENTS, Outcome
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
 Group = dict[str, Any]
@@ -19,7 +19,7 @@ Group = dict[str, Any]
 unavailable_reason = cpu.unavailable_reason
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
     """Clip and update in one parallel region."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
@@ -41,9 +41,12 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
     if isinstance(result, list):
         return Declined("a parameter's state is incomplete")
     if result is None:
-        return NO_GRADIENTS
-    norm, coef, skipped, any_float64 = result
-    return Outcome.of_numbers(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+        outcome = NO_GRADIENTS
+    else:
+        norm, coef, skipped, any_float64 = result
+        outcome = Outcome.of_numbers(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+    tally.add(outcome)
+    return outcome
 
 
 def _call(

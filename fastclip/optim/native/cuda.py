@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from fastclip.backends import cuda
 from fastclip.backends.base import Declined
 from fastclip.optim.native.state import discard_state, ready_on_device, settle_first_step
-from fastclip.optim.outcome import NO_GRADIENTS, Outcome
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
 Group = dict[str, Any]
@@ -31,8 +31,8 @@ def unavailable_reason() -> str | None:
     return cuda.unavailable_reason()
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
-    """Clip and update on the device."""
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+    """Clip, update and count on the device."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
     found = _collect(optimizer, settings, set())
@@ -42,7 +42,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
         found = _collect(optimizer, settings, set(made))
     outcome: Outcome | Declined | None = None
     try:
-        outcome = found if isinstance(found, Declined) else _run(found, settings, amp)
+        outcome = found if isinstance(found, Declined) else _run(found, settings, amp, tally)
     finally:
         if not isinstance(outcome, Outcome):
             discard_state(optimizer, made)
@@ -72,8 +72,9 @@ def _collect(optimizer: Optimizer, settings: Settings, fresh: set[Tensor]) -> An
     return found
 
 
-def _run(found: Any, settings: Settings, amp: Amp) -> Outcome | Declined:
+def _run(found: Any, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
     if not found:
+        tally.add(NO_GRADIENTS)
         return NO_GRADIENTS
     device = cuda._device(found)
     dtype = torch.float64 if found.has_float64 else torch.float32
@@ -92,9 +93,13 @@ def _run(found: Any, settings: Settings, amp: Amp) -> Outcome | Declined:
         total_norm.data_ptr(),
         clip_coef.data_ptr(),
         skipped.data_ptr(),
+        tally.counts_on(device).data_ptr(),
         workspace.data_ptr(),
     )
-    return Declined(reason) if reason else Outcome(total_norm, clip_coef, skipped)
+    if reason:
+        return Declined(reason)
+    tally.last = Outcome(total_norm, clip_coef, skipped)
+    return tally.last
 
 
 def _declined_now(optimizer: Optimizer) -> str | None:

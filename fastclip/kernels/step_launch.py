@@ -1,0 +1,90 @@
+"""The launches of an optimizer's step: norm, decision, update. Nothing here synchronizes with the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastclip.kernels import launch
+from fastclip.kernels.coefficients import adam_coefficients_kernel, sgd_coefficients_kernel
+from fastclip.kernels.launch import Blocks
+from fastclip.kernels.step import adam_kernel, sgd_kernel
+from fastclip.kernels.step_table import StepTable
+
+KERNELS = {
+    "adam": (adam_coefficients_kernel, adam_kernel),
+    "sgd": (sgd_coefficients_kernel, sgd_kernel),
+}
+
+# One thread per tensor: a second one might read a counter that the first has counted up.
+TENSORS_PER_PROGRAM = 64
+OF_TENSORS = Blocks(rows=0, threads=TENSORS_PER_PROGRAM, programs_per_unit=1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a step clips; the fields of optim.settings.Settings and Amp that kernels read."""
+
+    max_norm: float
+    norm_type: float
+    skips: bool
+    write_grads: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+def step(
+    kind: str, table: StepTable, rules: Tensor, clip: Clip, dtype: torch.dtype, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clip, update and count in three launches, whatever the number of tensors and groups.
+
+    Args:
+        kind: Key of KERNELS.
+        table: The parameters.
+        rules: (groups, 9) float64, see coefficients.py.
+        clip: How to clip.
+        dtype: Of the norm and the coefficient that are returned.
+        counts: (5,) float64, see coefficients.py.
+
+    Returns:
+        The norm of the unscaled gradients, the coefficient, and whether the step was skipped (bool); 0-dim.
+    """
+    device = table.grads.device
+    scaled_norm, _ = launch.total_norm(table.grads, clip.norm_type, torch.float64)
+    norm, coefficient = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
+    skipped = torch.empty((), dtype=torch.bool, device=device)
+    # Triton has no bool in memory.
+    skipped_byte = skipped.view(torch.uint8)
+    decide, update = KERNELS[kind]
+    num_tensors = table.grads.num_tensors
+    decide[(-(-num_tensors // TENSORS_PER_PROGRAM),)](
+        scaled_norm,
+        clip.grad_scale,
+        clip.found_inf,
+        clip.max_norm,
+        int(clip.skips),
+        norm,
+        coefficient,
+        skipped_byte,
+        counts,
+        table.targets,
+        num_tensors,
+        rules,
+        table.coefficients,
+        TENSORS=TENSORS_PER_PROGRAM,
+        **OF_TENSORS.options(),
+    )
+    layout = launch.blocks(kind, device)
+    update[launch.grid(table.grads, layout)](
+        table.grads.chunks,
+        table.grads.num_chunks,
+        table.targets,
+        table.coefficients,
+        skipped_byte,
+        WRITE_GRADS=clip.write_grads,
+        ROWS=layout.rows,
+        **layout.options(),
+    )
+    return norm, coefficient, skipped
