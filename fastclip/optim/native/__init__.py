@@ -65,12 +65,13 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
     chosen = backends.chosen()
     reasons: dict[str, str] = {}
     for name in _NAMES:
+        kernels = _load(name)
         if chosen not in ("auto", name):
             reasons[name] = f"the backend {chosen!r} was chosen"
-        elif reason := _load(name).unavailable_reason():
+        elif reason := kernels.unavailable_reason():
             reasons[name] = reason
         else:
-            outcome = _load(name).step(optimizer, settings, amp, tally)
+            outcome = kernels.step(optimizer, settings, amp, tally)
             if not isinstance(outcome, Declined):
                 # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
                 optimizer._opt_called = True  # type: ignore[attr-defined]
