@@ -3,45 +3,64 @@
 namespace fastclip {
 namespace {
 
-constexpr size_t kRegionsAhead = 36;
+constexpr size_t kPlacesAhead = 8;
 constexpr size_t kCacheLine = 64;
 
-// torch describes a tensor in one block, which holds the shape, and has mostly allocated the block that
-// describes its storage, and small elements, shortly before it.
-constexpr size_t kBeforeShape = 368;
-constexpr size_t kAfterShape = 112;
-
-constexpr size_t kTensorObject = 32;
+constexpr size_t kObject = 32;
+// torch describes a tensor in one block around its shape, which is read nearly whole, and a storage in
+// another.
+constexpr size_t kBeforeShape = 64;
+constexpr size_t kAroundShape = 176;
+constexpr size_t kStorage = 72;
 constexpr size_t kSmallDictKeys = 192;
 
 uintptr_t address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
-void fetch(const FetchAhead::Region& region) {
-  for (uintptr_t line = region.begin - region.begin % kCacheLine; line < region.end; line += kCacheLine) {
+// Inlined always: GCC takes a function that only prefetches for one without effect, and leaves out the call.
+[[gnu::always_inline]] inline void fetch(uintptr_t begin, size_t nbytes) {
+  if (begin == 0) return;
+  for (uintptr_t line = begin - begin % kCacheLine; line < begin + nbytes; line += kCacheLine) {
     __builtin_prefetch(reinterpret_cast<const void*>(line));
   }
 }
 
-}  // namespace
-
-void FetchAhead::region(uintptr_t begin, size_t nbytes) {
-  if (position_ + kRegionsAhead < trail_.size()) fetch(trail_[position_ + kRegionsAhead]);
-  if (position_ == trail_.size()) trail_.emplace_back();
-  trail_[position_++] = {begin, begin + nbytes};
+// Where torch describes the storage of a tensor; where the tensor is if torch does not say.
+uintptr_t storage_of(PyObject* tensor) {
+  PyObject* const storage = PyObject_CallMethod(tensor, "untyped_storage", nullptr);
+  PyObject* const number = storage == nullptr ? nullptr : PyObject_GetAttrString(storage, "_cdata");
+  void* const found = number == nullptr ? nullptr : PyLong_AsVoidPtr(number);
+  Py_XDECREF(number);
+  Py_XDECREF(storage);
+  PyErr_Clear();
+  return address(found == nullptr ? tensor : found);
 }
 
-void FetchAhead::tensor(const PyObject* tensor, const dlpack::Tensor& view) {
-  region(address(tensor), kTensorObject);
-  const uintptr_t elements = address(view.data) + view.byte_offset;
-  const uintptr_t begin = address(view.shape) - kBeforeShape, nbytes = kBeforeShape + kAfterShape;
-  if (view.shape != nullptr) region(begin, nbytes);
-  const bool beside = view.shape != nullptr && elements - begin < nbytes;
-  if (view.device.type == dlpack::kCpu && !beside) region(elements, 1);
+}  // namespace
+
+FetchAhead::Place& FetchAhead::next() {
+  if (position_ + kPlacesAhead < trail_.size()) {
+    const Place& ahead = trail_[position_ + kPlacesAhead];
+    fetch(ahead.object, kObject);
+    fetch(ahead.body, ahead.body_nbytes);
+    fetch(ahead.storage, kStorage);
+    fetch(ahead.elements, 1);
+  }
+  if (position_ == trail_.size()) trail_.emplace_back();
+  return trail_[position_++];
+}
+
+void FetchAhead::tensor(PyObject* tensor, const dlpack::Tensor& view) {
+  Place& place = next();
+  uintptr_t storage = 0;
+  if (place.object == address(tensor)) storage = place.storage == 0 ? storage_of(tensor) : place.storage;
+  const uintptr_t shape = address(view.shape);
+  const uintptr_t elements = view.device.type == dlpack::kCpu ? address(view.data) + view.byte_offset : 0;
+  place = {address(tensor), shape == 0 ? 0 : shape - kBeforeShape, kAroundShape, storage, elements};
 }
 
 void FetchAhead::dict(const PyObject* dict) {
-  region(address(dict), sizeof(PyDictObject));
-  region(address(reinterpret_cast<const PyDictObject*>(dict)->ma_keys), kSmallDictKeys);
+  const auto* const keys = reinterpret_cast<const PyDictObject*>(dict)->ma_keys;
+  next() = {address(dict), address(keys), kSmallDictKeys, 0, 0};
 }
 
 }  // namespace fastclip
