@@ -90,6 +90,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
     increment_versions(list.param_tensors());
     if (write_grads && stepped.grad_factor != 1.0) increment_versions(list.grad_tensors());
   }
+  list.prepare_next();
   // Rounded as the tensors will be that they become: a norm beyond float32 is inf there.
   const auto rounded = [&](double value) {
     return list.has_float64() ? value : static_cast<double>(static_cast<float>(value));

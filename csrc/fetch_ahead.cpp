@@ -51,8 +51,9 @@ FetchAhead::Place& FetchAhead::next() {
 
 void FetchAhead::tensor(PyObject* tensor, const dlpack::Tensor& view) {
   Place& place = next();
-  uintptr_t storage = 0;
-  if (place.object == address(tensor)) storage = place.storage == 0 ? storage_of(tensor) : place.storage;
+  const bool is_known = place.object == address(tensor);
+  if (is_known && place.storage == 0) unknown_.push_back({position_ - 1, tensor});
+  const uintptr_t storage = is_known ? place.storage : 0;
   const uintptr_t shape = address(view.shape);
   const uintptr_t elements = view.device.type == dlpack::kCpu ? address(view.data) + view.byte_offset : 0;
   place = {address(tensor), shape == 0 ? 0 : shape - kBeforeShape, kAroundShape, storage, elements};
@@ -61,6 +62,15 @@ void FetchAhead::tensor(PyObject* tensor, const dlpack::Tensor& view) {
 void FetchAhead::dict(const PyObject* dict) {
   const auto* const keys = reinterpret_cast<const PyDictObject*>(dict)->ma_keys;
   next() = {address(dict), address(keys), kSmallDictKeys, 0, 0};
+}
+
+void FetchAhead::find_storages() {
+  for (const auto& [position, tensor] : unknown_) {
+    const uintptr_t storage = storage_of(tensor);
+    Place& place = trail_[position];  // looked up again: another call may have lengthened the trail
+    if (place.object == address(tensor)) place.storage = storage;
+  }
+  unknown_.clear();
 }
 
 }  // namespace fastclip

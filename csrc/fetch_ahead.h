@@ -34,17 +34,26 @@ class FetchAhead {
   FetchAhead(const FetchAhead&) = delete;
   FetchAhead& operator=(const FetchAhead&) = delete;
 
-  // Each says that a call reads this now. A tensor that is met in its place for the second time is asked for
-  // its storage, which takes half a microsecond, once.
+  // Each says that a call reads this now.
   void tensor(PyObject* tensor, const dlpack::Tensor& view);
   void dict(const PyObject* dict);
+
+  // Asks the tensors that were met in their place for the second time for their storage: half a microsecond
+  // each, once. Python may run meanwhile, so the caller holds all tensors and has read what it needs.
+  void find_storages();
 
  private:
   // Fetches what lies ahead and returns where to note what is read now.
   Place& next();
 
+  struct Unknown {
+    size_t position;
+    PyObject* tensor;
+  };
+
   Trail& trail_;
   size_t position_ = 0;
+  std::vector<Unknown> unknown_;
 };
 
 }  // namespace fastclip

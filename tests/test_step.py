@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,3 +214,41 @@ def test_leaves_gradients_alone_and_tells_autograd_of_parameters() -> None:
     native(torch.optim.AdamW(params), max_norm=1.0).step()
     assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True))
     assert all(p._version > v for p, v in zip(params, versions, strict=True))
+
+
+def test_a_step_inside_the_call_of_another() -> None:
+    """Python runs in the middle of a call wherever that allocates what the garbage collector looks after."""
+    params = [ones(16) for _ in range(50)]
+    steps = native(torch.optim.AdamW(params))
+    # None has been read yet, and each holds more tensors than all before: nothing stays where it was.
+    waiting = [native(torch.optim.AdamW([ones(1) for _ in range(400 * 2**i)])) for i in range(4)]
+    taken = []
+
+    def step_inside(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and waiting and sys._getframe(1).f_code.co_name == "_call":
+            taken.append(waiting.pop(0))
+            taken[-1].step()
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(step_inside)
+    try:
+        for _ in range(4):
+            gc.set_threshold(1)
+            steps.step()
+            gc.set_threshold(*threshold)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(step_inside)
+    assert taken
+    for other in (steps, *taken):
+        group = other.param_groups[0]["params"]
+        for param in group:
+            torch.testing.assert_close(param, group[0], rtol=0, atol=0)
+            assert other.state[param]["step"] == other.stats().steps
+
+
+def ones(size: int) -> torch.nn.Parameter:
+    """Return a parameter with a gradient, all ones."""
+    param = torch.nn.Parameter(torch.ones(size))
+    param.grad = torch.ones(size)
+    return param
