@@ -20,12 +20,12 @@ struct AdamGroup {
   bool maximize;
   bool amsgrad;
 
-  // (params, amsgrad, lr, beta1, beta2, eps, weight_decay, decoupled, maximize)
+  // (params, lr, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize)
   explicit AdamGroup(const py::tuple& group)
-      : options{group[2].cast<double>(), group[3].cast<double>(), group[4].cast<double>(),
+      : options{group[1].cast<double>(), group[3].cast<double>(), group[4].cast<double>(),
                 group[5].cast<double>(), group[6].cast<double>(), group[7].cast<bool>()},
         maximize(group[8].cast<bool>()),
-        amsgrad(group[1].cast<bool>()) {}
+        amsgrad(group[2].cast<bool>()) {}
 
   StepGroup parameters(const py::tuple& group) const { return adam_parameters(group[0].ptr(), amsgrad); }
 

@@ -10,11 +10,10 @@ from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
+from fastclip.optim.native.groups import options_of
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
-
-Group = dict[str, Any]
 
 unavailable_reason = cpu.unavailable_reason
 
@@ -24,8 +23,9 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
     if reason := _declined_now(optimizer):
         return Declined(reason)
     is_sgd = type(optimizer) is SGD
-    read = _sgd_group if is_sgd else _adam_group
-    groups = [read(group) for group in optimizer.param_groups]
+    groups = [
+        (group["params"], float(group["lr"]), *options_of(group, is_sgd)) for group in optimizer.param_groups
+    ]
     result = _call(optimizer, groups, settings, amp, set())
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)
@@ -77,30 +77,3 @@ def _declined_now(optimizer: Optimizer) -> str | None:
         if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu":
             return f"the lr of group {number} is on {group['lr'].device}"
     return None
-
-
-def _adam_group(group: Group) -> tuple[Any, ...]:
-    beta1, beta2 = group["betas"]
-    return (
-        group["params"],
-        group["amsgrad"],
-        float(group["lr"]),
-        float(beta1),
-        float(beta2),
-        float(group["eps"]),
-        float(group["weight_decay"]),
-        group["decoupled_weight_decay"],
-        group["maximize"],
-    )
-
-
-def _sgd_group(group: Group) -> tuple[Any, ...]:
-    return (
-        group["params"],
-        float(group["lr"]),
-        float(group["momentum"]),
-        float(group["dampening"]),
-        float(group["weight_decay"]),
-        group["nesterov"],
-        group["maximize"],
-    )

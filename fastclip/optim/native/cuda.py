@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cuda
 from fastclip.backends.base import Declined
+from fastclip.optim.native.groups import options_of
 from fastclip.optim.native.state import discard_state, ready_on_device, settle_first_step
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -54,8 +55,10 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
 def _collect(optimizer: Optimizer, settings: Settings, fresh: set[Tensor]) -> Any:
     """Return a `_C.CudaAdamStep`, a `_C.CudaSgdStep` or Declined."""
     is_sgd = type(optimizer) is SGD
-    read = _sgd_group if is_sgd else _adam_group
-    groups = [read(group) for group in optimizer.param_groups]
+    groups = [
+        (group["params"], *_learning_rate(group), *options_of(group, is_sgd))
+        for group in optimizer.param_groups
+    ]
     kind = cuda._C.CudaSgdStep if is_sgd else cuda._C.CudaAdamStep
     found = kind.collect(groups, optimizer.state, fresh, settings.write_grads, DLPACK_CUDA)
     if isinstance(found, str):
@@ -112,33 +115,6 @@ def _declined_now(optimizer: Optimizer) -> str | None:
             if name != "lr" and _is_on_device(value):
                 return f"the {name} of group {number} is on {value.device}"
     return None
-
-
-def _adam_group(group: Group) -> tuple[Any, ...]:
-    beta1, beta2 = group["betas"]
-    return (
-        group["params"],
-        *_learning_rate(group),
-        group["amsgrad"],
-        float(beta1),
-        float(beta2),
-        float(group["eps"]),
-        float(group["weight_decay"]),
-        group["decoupled_weight_decay"],
-        group["maximize"],
-    )
-
-
-def _sgd_group(group: Group) -> tuple[Any, ...]:
-    return (
-        group["params"],
-        *_learning_rate(group),
-        float(group["momentum"]),
-        float(group["dampening"]),
-        float(group["weight_decay"]),
-        group["nesterov"],
-        group["maximize"],
-    )
 
 
 def _learning_rate(group: Group) -> tuple[float, int, bool]:
