@@ -1,6 +1,7 @@
 # Each target sets up .venv by itself, from constraints.txt; a second run starts at once.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
@@ -33,8 +34,9 @@ $(EXTENSION): $(DEPENDENCIES) setup.py $(NATIVE)
 demo: $(EXTENSION)  ## Show the speed beside torch's, rescue a network from exploding and NaN, search for a better rate.
 	$(BIN)/fastclip demo --output demo-output
 
-test: $(EXTENSION)  ## Run the test suite.
-	$(BIN)/python -m pytest
+# The tests of a file share what they compile, so a file stays in one process.
+test: $(EXTENSION)  ## Run the test suite in WORKERS processes (2).
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 cuda: $(EXTENSION)  ## Build the CUDA library in place with nvcc.
 	$(BIN)/python csrc/cuda/build.py

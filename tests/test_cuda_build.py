@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -220,6 +221,7 @@ def test_without_a_driver_the_library_loads_and_says_why_not(built: tuple[Path, 
     assert re.match(r"'' 0 (CUDA driver version is insufficient|no CUDA-capable device)", output), output
 
 
+@functools.cache
 def _machine_code(library: Path, arch: str) -> dict[str, list[str]]:
     """Return each kernel's instructions."""
     cuobjdump = _cuobjdump()

@@ -26,6 +26,13 @@ class WithGrad:
         self.grad = grad
 
 
+class Foreign:
+    """Nothing that torch knows."""
+
+    def __repr__(self) -> str:
+        return "Foreign()"
+
+
 class Tagged(torch.Tensor):
     """A subclass that torch functions keep."""
 
@@ -36,7 +43,7 @@ def tensor() -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grad_value_"])
 @pytest.mark.parametrize(
-    "parameters", [None, 3, "weights", [None], ["weight"], [tensor, 2], b"w", object()], ids=repr
+    "parameters", [None, 3, "weights", [None], ["weight"], [tensor(), 2], b"w", Foreign()], ids=repr
 )
 def test_what_is_no_parameter_raises_as_in_torch(name: str, parameters: Any) -> None:
     errors = []
@@ -47,7 +54,7 @@ def test_what_is_no_parameter_raises_as_in_torch(name: str, parameters: Any) -> 
     assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("tensors", [None, [None], ["x"], [1.0], [object()]], ids=repr)
+@pytest.mark.parametrize("tensors", [None, [None], ["x"], [1.0], [Foreign()]], ids=repr)
 def test_what_is_no_tensor_raises(tensors: Any) -> None:
     for module in (fastclip, utils):
         with pytest.raises((TypeError, AttributeError)):
