@@ -18,11 +18,19 @@ Chunks::Chunks(const std::vector<Span>& spans) {
   const int64_t chunk_bytes =
       std::max(kMinBytes, round_up((total + kMaxChunks - 1) / kMaxChunks, kGranularity));
   chunks_.reserve(spans.size() + total / chunk_bytes);
+  // Divided here: with thousands of small spans, a division each is seen.
+  int64_t steps[kNumDTypes];
+  for (int d = 0; d < kNumDTypes; ++d) steps[d] = chunk_bytes / item_size(static_cast<DType>(d));
   for (size_t s = 0; s < spans.size(); ++s) {
-    const int64_t step = chunk_bytes / item_size(spans[s].dtype);
+    const int64_t step = steps[static_cast<size_t>(spans[s].dtype)];
     for (int64_t begin = 0; begin < spans[s].numel; begin += step) {
       const int64_t numel = std::min(step, spans[s].numel - begin);
-      chunks_.push_back({static_cast<int64_t>(s), begin, numel, nbytes_});
+      // Written in place: a copy would read back in one piece what was just written in several, and wait.
+      Chunk& chunk = chunks_.emplace_back();
+      chunk.span = static_cast<int64_t>(s);
+      chunk.begin = begin;
+      chunk.numel = numel;
+      chunk.bytes_before = nbytes_;
       nbytes_ += numel * item_size(spans[s].dtype);
     }
   }

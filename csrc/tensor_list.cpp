@@ -140,21 +140,23 @@ const char* read_tensor(PyObject* tensor, int32_t device_type, dlpack::Tensor* v
 
 bool TensorList::add(PyObject* tensor, int64_t position, int32_t device_type) {
   dlpack::Tensor view;
-  Span span;
-  if (const char* obstacle = read_tensor(tensor, device_type, &view, &span)) {
+  const bool is_first = spans_.empty();
+  // Read in place: a copy would wait for what was just written in pieces.
+  Span& span = spans_.emplace_back();
+  const char* obstacle = read_tensor(tensor, device_type, &view, &span);
+  if (obstacle == nullptr && !is_first && view.device.id != device_.id) {
+    obstacle = "is on another device than the first";
+  }
+  if (obstacle != nullptr) {
+    spans_.pop_back();
     return decline(tensor, position, obstacle);
   }
-  if (spans_.empty()) {
-    device_ = view.device;
-  } else if (view.device.id != device_.id) {
-    return decline(tensor, position, "is on another device than the first");
-  }
+  if (is_first) device_ = view.device;
   has_empty_ |= span.numel == 0;
   has_float64_ |= span.dtype == DType::kFloat64;
   nbytes_ += span.nbytes();
   Py_INCREF(tensor);
   tensors_.push_back(tensor);
-  spans_.push_back(span);
   positions_.push_back(position);
   return true;
 }

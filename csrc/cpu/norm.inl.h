@@ -45,10 +45,14 @@ inline void load_block(const T* x, Vec (&block)[kVectors]) {
   }
 }
 
-inline double sum_lanes(const Vec (&sums)[kVectors]) {
-  double lane[kBlock];
-  for (int v = 0; v < kVectors; ++v) store(lane + v * kLanes, sums[v]);
-  for (int half = kBlock / 2; half > 0; half /= 2) {
+// Halves 32 to 16, 8, .. 1: by whole vectors as long as there are several, which is the same tree.
+inline double sum_lanes(Vec (&sums)[kVectors]) {
+  for (int half = kVectors / 2; half > 0; half /= 2) {
+    for (int v = 0; v < half; ++v) sums[v] = sums[v] + sums[v + half];
+  }
+  double lane[kLanes];
+  store(lane, sums[0]);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   }
   return lane[0];
