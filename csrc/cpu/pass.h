@@ -26,6 +26,8 @@ class Pass {
         num_threads_(threads_for(chunks_.nbytes(), chunks_.size(), num_threads)) {}
 
   int num_threads() const { return num_threads_; }
+  // How many threads may write to the spans at once: one if some share memory.
+  int num_writers() const { return num_threads_ > 1 && overlap(spans_) ? 1 : num_threads_; }
   const Chunks& chunks() const { return chunks_; }
   const Span& span(const Chunk& chunk) const { return spans_[chunk.span]; }
   const Kernels& table() const { return kernels_; }

@@ -1,5 +1,6 @@
 #include "pipeline.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "../finalize.h"
@@ -7,16 +8,6 @@
 #include "threads.h"
 
 namespace fastclip::cpu {
-namespace {
-
-// How a stage that writes divides its work: alone on the first thread if spans share memory.
-struct WriteTeam {
-  bool alone = false;
-  bool idle(int thread) const { return alone && thread > 0; }
-  int size(int team) const { return alone ? 1 : team; }
-};
-
-}  // namespace
 
 double total_norm(const std::vector<Span>& spans, NormType type, int num_threads) {
   const Pass pass(spans, num_threads);
@@ -46,7 +37,7 @@ Clipped clip_norm(const std::vector<Span>& spans, NormType type, double max_norm
   const Pass pass(spans, num_threads);
   std::vector<Accumulator> parts(pass.chunks().size());
   Clipped clipped{0.0, 1.0};
-  WriteTeam writers;
+  int num_writers = 1;
   run_stages(
       pass.num_threads(), [&](int thread, int team) { pass.accumulate(type, thread, team, parts); },
       [&] {
@@ -56,11 +47,12 @@ Clipped clip_norm(const std::vector<Span>& spans, NormType type, double max_norm
         // An infinite max_norm is how trainers ask for the norm alone.
         if (max_norm == INFINITY || (keep_nonfinite && !std::isfinite(returned))) return;
         clipped.coef = clip_coefficient(clipped.total_norm, max_norm);
-        writers.alone = clipped.coef != 1.0 && overlap(spans);
+        if (clipped.coef != 1.0) num_writers = pass.num_writers();
       },
       [&](int thread, int team) {
-        if (clipped.coef == 1.0 || writers.idle(thread)) return;
-        pass.scale(clipped.coef, thread, writers.size(team));
+        const int writing = std::min(num_writers, team);
+        if (clipped.coef == 1.0 || thread >= writing) return;
+        pass.scale(clipped.coef, thread, writing);
       });
   return clipped;
 }
@@ -68,16 +60,14 @@ Clipped clip_norm(const std::vector<Span>& spans, NormType type, double max_norm
 void scale(const std::vector<Span>& spans, double coef, int num_threads) {
   const Pass pass(spans, num_threads);
   if (coef == 1.0) return;
-  const int threads = overlap(spans) ? 1 : pass.num_threads();
-  run_parallel(threads, [&](int thread, int team) { pass.scale(coef, thread, team); });
+  run_parallel(pass.num_writers(), [&](int thread, int team) { pass.scale(coef, thread, team); });
 }
 
 std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_threads) {
   const Pass pass(spans, num_threads);
   // One flag per chunk: threads never write to the same one.
   std::vector<char> changed(pass.chunks().size(), 0);
-  const int threads = overlap(spans) ? 1 : pass.num_threads();
-  run_parallel(threads, [&](int thread, int team) {
+  run_parallel(pass.num_writers(), [&](int thread, int team) {
     const auto [first, last] = pass.chunks().share(thread, team);
     for (int64_t i = first; i < last; ++i) {
       const Chunk& chunk = pass.chunks()[i];
