@@ -171,6 +171,7 @@ def run_bench(
     from rich.console import Console
 
     from fastclip.bench import table
+    from fastclip.bench.isolation import apart
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
 
@@ -189,7 +190,7 @@ def run_bench(
     if threads is not None:
         chosen = dataclasses.replace(chosen, threads=threads)
     try:
-        results = bench.run(chosen, progress=ConsoleProgress(Console(stderr=True)))
+        results = bench.run(chosen, progress=ConsoleProgress(Console(stderr=True)), apply=apart)
     except bench.CheckError as error:
         raise click.ClickException(f"nothing was timed, the check against float64 failed: {error}") from error
     table.console().print(table.render(results))
@@ -211,6 +212,7 @@ def _bench_steps(
     from rich.console import Console
 
     from fastclip.bench import steps_table, table
+    from fastclip.bench.isolation import apart
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
     from fastclip.bench.steps import StepOptions, run_steps
@@ -221,7 +223,7 @@ def _bench_steps(
     budget = time_budget or (options.time_budget_s / 10 if quick else options.time_budget_s)
     options = dataclasses.replace(options, time_budget_s=budget, threads=threads or options.threads)
     try:
-        results = run_steps(options, progress=ConsoleProgress(Console(stderr=True)))
+        results = run_steps(options, progress=ConsoleProgress(Console(stderr=True)), apply=apart)
     except bench.CheckError as error:
         raise click.ClickException(f"the check against float64 failed: {error}") from error
     table.console().print(steps_table.render(results))

@@ -7,9 +7,13 @@ import functools
 import gc
 import itertools
 import json
+import operator
+import os
+import pickle
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +26,7 @@ from fastclip.bench import results as results_module
 from fastclip.bench.bandwidth import Bandwidth, Memory
 from fastclip.bench.cases import Clipping, Traffic
 from fastclip.bench.check import check
+from fastclip.bench.isolation import apart, here
 from fastclip.bench.models import gradients
 from fastclip.bench.peers import FASTCLIP, PEERS
 from fastclip.bench.plot import save_plot
@@ -257,6 +262,31 @@ def results() -> Results:
             patch.setitem(runner.WORKLOADS, name, dataclasses.replace(SMALL, name=name, title=name.upper()))
         patch.setattr(runner, "Memory", functools.partial(Memory, numel=1 << 12))
         return run(Options(models=names, threads=1, time_budget_s=1e-3))
+
+
+def test_a_process_of_its_own_returns_or_raises() -> None:
+    assert apart(os.getpid) != here(os.getpid) == os.getpid()
+    with pytest.raises(ZeroDivisionError):
+        apart(operator.truediv, 1, 0)
+
+
+def test_peers_can_be_sent_to_another_process() -> None:
+    for peer in pickle.loads(pickle.dumps(PEERS)):
+        assert float(peer.norm([torch.tensor([3.0, 4.0])])) == 5.0
+
+
+def test_rows_are_timed_where_the_caller_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Memory", functools.partial(Memory, numel=1 << 12))
+    monkeypatch.setitem(runner.WORKLOADS, "small", SMALL)
+    applied: list[str] = []
+
+    def recording(function: Callable[..., Any], *arguments: Any) -> Any:
+        applied.append(function.__name__)
+        return function(*arguments)
+
+    options = Options(models=("small",), dtypes=("float32", "float16"), threads=1, time_budget_s=1e-3)
+    assert len(run(options, apply=recording).rows) == 2 * len(MODES)
+    assert applied == ["time_modes"] * 2
 
 
 def test_run_times_every_case_with_every_peer(results: Results) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fastclip import ClippedOptimizer, cli
 from fastclip.backends import cpu
-from fastclip.bench import CheckError, steps
+from fastclip.bench import CheckError, isolation, steps
 from fastclip.bench.bandwidth import Memory
 from fastclip.bench.models import Workload
 from fastclip.bench.results import load
@@ -41,6 +41,7 @@ def test_a_wrong_step_does_not(kind: steps.StepKind, monkeypatch: pytest.MonkeyP
 
 def test_the_command_writes_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "Memory", lambda: Memory(1 << 16))
+    monkeypatch.setattr(isolation, "apart", isolation.here)
     file = tmp_path / "steps.json"
     arguments = ["bench", "--steps", "--models", "tiny", "--time-budget", "0.01", "--json", str(file)]
     result = CliRunner().invoke(cli.cli, arguments)

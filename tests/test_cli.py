@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import fastclip
-from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, report, runner
+from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, isolation, report, runner
 from fastclip.bench.bandwidth import Memory
 from fastclip.cli import cli
 
@@ -82,7 +82,10 @@ def test_bench_prints_a_table_and_writes_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_buffers")
-def test_bench_takes_names_by_comma_and_by_repetition(tmp_path: Path) -> None:
+def test_bench_takes_names_by_comma_and_by_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "apart", isolation.here)
     path = tmp_path / "results.json"
     arguments = ["--modes", "active,norm", "--modes", "active", "--dtype", "float16", "--json", str(path)]
     result = CliRunner().invoke(cli, [*SMALL_RUN, *arguments])

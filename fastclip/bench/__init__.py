@@ -6,8 +6,8 @@
     rich.print(table.render(results))
 
 The modules are layered: models and timing stand alone; peers are what is timed; cases joins a workload
-with a mode; check and bandwidth come before the timing; runner puts all together; results, table and plot
-show them.
+with a mode; check and bandwidth come before the timing; isolation says in which process; runner puts all
+together; results, table and plot show them.
 """
 
 from fastclip.bench.cases import DTYPES, MODES, Case

@@ -37,6 +37,11 @@ class Bandwidth:
     update_by: str
     candidates_gbps: dict[str, float]
 
+    @property
+    def fastest(self) -> tuple[str, str]:
+        """Return the names of the reader and the updater, to measure them again."""
+        return self.read_by, self.update_by
+
     def floor_ms(self, traffic: Traffic) -> float:
         """Return the time below which this memory cannot move these bytes."""
         return (traffic.read_nbytes / self.read_gbps + traffic.update_nbytes / self.update_gbps) / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -29,14 +30,16 @@ class Peer:
 
 def torch_peer(name: str, title: str, *, foreach: bool) -> Peer:
     """Return torch's own clipping with one choice of `foreach`."""
+    return Peer(name, title, partial(_torch_clip, foreach=foreach), partial(_torch_norm, foreach=foreach))
 
-    def clip(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=foreach)
 
-    def norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-        return torch.nn.utils.get_total_norm(gradients, foreach=foreach)
+# At the top level, so that a peer can be sent to the process that times it.
+def _torch_clip(parameters: list[torch.nn.Parameter], max_norm: float, *, foreach: bool) -> torch.Tensor:
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=foreach)
 
-    return Peer(name, title, clip, norm)
+
+def _torch_norm(gradients: list[torch.Tensor], *, foreach: bool) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm(gradients, foreach=foreach)
 
 
 FASTCLIP = Peer("fastclip", "fastclip", fastclip.clip_grad_norm_, fastclip.get_total_norm)

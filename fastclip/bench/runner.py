@@ -9,10 +9,11 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from fastclip.bench.bandwidth import Bandwidth, Memory
+from fastclip.bench.bandwidth import Memory
 from fastclip.bench.cases import DTYPES, MODES, Case, Clipping
 from fastclip.bench.check import Check, check
 from fastclip.bench.environment import environment
+from fastclip.bench.isolation import Apply, here
 from fastclip.bench.models import SEED, WORKLOADS
 from fastclip.bench.peers import PEERS, Peer
 from fastclip.bench.results import Results, Row
@@ -54,13 +55,20 @@ class Options:
     seed: int = SEED
 
 
-def run(options: Options, *, peers: Sequence[Peer] = PEERS, progress: Progress = silent) -> Results:
+def run(
+    options: Options,
+    *,
+    peers: Sequence[Peer] = PEERS,
+    progress: Progress = silent,
+    apply: Apply = here,
+) -> Results:
     """Run a benchmark.
 
     Args:
         options: What to run.
         peers: The implementation under test first, then those it is compared with.
         progress: Shows the items that it passes on.
+        apply: Where each workload in each dtype is timed, see isolation.py.
 
     Raises:
         CheckError: The implementation under test is wrong somewhere; nothing has been timed.
@@ -68,10 +76,9 @@ def run(options: Options, *, peers: Sequence[Peer] = PEERS, progress: Progress =
     num_groups = len(options.models) * len(options.dtypes)
     with torch_threads(options.threads):
         checks = list(progress(check_all(options, peers), num_groups, "check"))
-        memory = Memory()
-        bandwidth = memory.measure(budget_s=options.time_budget_s)
-        timed = time_all(options, checks, memory, bandwidth, peers)
-        rows = list(progress(timed, num_groups * len(options.modes), "time"))
+        bandwidth = Memory().measure(budget_s=options.time_budget_s)
+    timed = (row for c in checks for row in apply(time_modes, options, c, bandwidth.fastest, peers))
+    rows = list(progress(timed, num_groups * len(options.modes), "time"))
     return Results(environment(), asdict(options), bandwidth, rows)
 
 
@@ -82,35 +89,29 @@ def check_all(options: Options, peers: Sequence[Peer]) -> Iterator[Check]:
             yield check(WORKLOADS[model], dtype, peers, seed=options.seed)
 
 
-def time_all(
-    options: Options, checks: Iterable[Check], memory: Memory, bandwidth: Bandwidth, peers: Sequence[Peer]
-) -> Iterator[Row]:
-    """Time every mode of what was checked; the gradients of one check are freed before the next.
-
-    The speed of memory drifts with what else runs on a machine, so it is measured again beside each check.
-    """
-    for checked in checks:
-        present = memory.measure(
-            budget_s=options.time_budget_s / 5, only=(bandwidth.read_by, bandwidth.update_by)
-        )
-        yield from time_modes(options, checked, present, peers)
-
-
 def time_modes(
-    options: Options, checked: Check, bandwidth: Bandwidth, peers: Sequence[Peer]
-) -> Iterator[Row]:
-    """Time one workload in one dtype."""
-    parameters = checked.workload.parameters(DTYPES[checked.dtype], seed=options.seed)
-    # Active clipping changes the gradients' norm, so it comes last, as it does in MODES.
-    for mode in sorted(options.modes, key=list(MODES).index):
-        case = Case(checked.workload, checked.dtype, mode)
-        clipping = Clipping(parameters, mode, checked.total_norm)
-        measurements = interleave(
-            {peer.name: clipping.call(peer) for peer in peers},
-            before=clipping.next_threshold,
-            budget_s=options.time_budget_s,
-        )
-        yield Row.of(case, measurements, checked, bandwidth)
+    options: Options, checked: Check, streams: tuple[str, str], peers: Sequence[Peer]
+) -> list[Row]:
+    """Time one workload in one dtype.
+
+    The speed of memory drifts with what else runs on a machine, so that of the given streams is measured
+    again first.
+    """
+    with torch_threads(options.threads):
+        bandwidth = Memory().measure(budget_s=options.time_budget_s / 5, only=streams)
+        parameters = checked.workload.parameters(DTYPES[checked.dtype], seed=options.seed)
+        rows = []
+        # Active clipping changes the gradients' norm, so it comes last, as it does in MODES.
+        for mode in sorted(options.modes, key=list(MODES).index):
+            case = Case(checked.workload, checked.dtype, mode)
+            clipping = Clipping(parameters, mode, checked.total_norm)
+            measurements = interleave(
+                {peer.name: clipping.call(peer) for peer in peers},
+                before=clipping.next_threshold,
+                budget_s=options.time_budget_s,
+            )
+            rows.append(Row.of(case, measurements, checked, bandwidth))
+        return rows
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from fastclip.bench.bandwidth import Bandwidth, Memory
 from fastclip.bench.cases import Clipping, Traffic
 from fastclip.bench.check import CheckError
 from fastclip.bench.environment import environment
+from fastclip.bench.isolation import Apply, here
 from fastclip.bench.models import SEED, WORKLOADS, Workload, gradients
 from fastclip.bench.results import Results, Row
 from fastclip.bench.runner import Progress, silent, torch_threads
@@ -94,30 +95,31 @@ class StepOptions:
     seed: int = SEED
 
 
-def run_steps(options: StepOptions, *, progress: Progress = silent) -> Results:
+def run_steps(options: StepOptions, *, progress: Progress = silent, apply: Apply = here) -> Results:
     """Check and time every optimizer on every model, clipping inactive and active, in float32.
+
+    Args:
+        options: What to run.
+        progress: Shows the items that it passes on.
+        apply: Where each optimizer on each model is timed, see isolation.py.
 
     Raises:
         CheckError: fastclip's step is wrong somewhere; what comes after it has not been timed.
     """
-    num_rows = len(options.models) * len(options.optimizers) * len(STEP_MODES)
     with torch_threads(options.threads):
-        memory = Memory()
-        bandwidth = memory.measure(budget_s=options.time_budget_s)
-        rows = list(progress(_rows(options, memory, bandwidth), num_rows, "steps"))
+        bandwidth = Memory().measure(budget_s=options.time_budget_s)
+    kinds = [(model, optimizer) for model in options.models for optimizer in options.optimizers]
+    timed = (row for kind in kinds for row in apply(_time_modes, options, *kind, bandwidth.fastest))
+    rows = list(progress(timed, len(kinds) * len(STEP_MODES), "steps"))
     return Results(environment(), asdict(options), bandwidth, rows)
 
 
-def _rows(options: StepOptions, memory: Memory, bandwidth: Bandwidth) -> Iterator[Row]:
-    for model in options.models:
-        for name in options.optimizers:
-            workload, kind = WORKLOADS[model], STEP_KINDS[name]
-            error = check_first_step(workload, kind, seed=options.seed)
-            present = memory.measure(
-                budget_s=options.time_budget_s / 5, only=(bandwidth.read_by, bandwidth.update_by)
-            )
-            for mode in STEP_MODES:
-                yield _row(workload, kind, mode, error, options, present)
+def _time_modes(options: StepOptions, model: str, optimizer: str, streams: tuple[str, str]) -> list[Row]:
+    workload, kind = WORKLOADS[model], STEP_KINDS[optimizer]
+    with torch_threads(options.threads):
+        error = check_first_step(workload, kind, seed=options.seed)
+        bandwidth = Memory().measure(budget_s=options.time_budget_s / 5, only=streams)
+        return [_row(workload, kind, mode, error, options, bandwidth) for mode in STEP_MODES]
 
 
 def _row(
