@@ -10,7 +10,7 @@ NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
 CUDA := $(wildcard csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cpp csrc/cuda/*.cu tests/cuda_emulation/*)
 
 SANITIZED := build/sanitize
-NATIVE_TESTS := tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py tests/test_step.py
+NATIVE_TESTS := tests/test_read.py tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py tests/test_step.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test cuda wheel gpu bench lint format sanitize clean

@@ -46,8 +46,8 @@ NO_EXTENSION = """
 ********************************************************************************
 fastclip: the C++ CPU backend could not be built:
     {error}
-The installation goes on as pure Python: results stay right, but clipping on CPU
-runs through torch's own operations and is not faster than torch.
+The installation goes on as pure Python: results stay right, but clipping runs
+through torch's own operations and is not faster than torch.
 Install a C++17 compiler and the Python headers, then install fastclip again.
 FASTCLIP_BUILD_CPP=require turns this into an error, =off silences it.
 ********************************************************************************

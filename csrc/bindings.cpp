@@ -15,7 +15,6 @@
 #include "cpu/threads.h"
 #include "cuda_bindings.h"
 #include "finalize.h"
-#include "tensor_list.h"
 
 namespace py = pybind11;
 
@@ -28,19 +27,6 @@ std::string set_torch(py::object tensor, py::object parameter, py::object increm
   delete g_increment_version;
   g_increment_version = new py::object(std::move(increment_version));
   return TensorTypes::set(tensor.ptr(), parameter.ptr());
-}
-
-// Returns an empty string, or why the CPU kernels cannot take these tensors.
-std::string collect(TensorList& tensors, const py::list& list, TensorList::Source source) {
-  switch (tensors.collect(list.ptr(), source, dlpack::kCpu)) {
-    case TensorList::Outcome::kPythonError:
-      throw py::error_already_set();
-    case TensorList::Outcome::kDeclined:
-      return tensors.reason();
-    case TensorList::Outcome::kOk:
-      break;
-  }
-  return "";
 }
 
 // Tells autograd of those tensors that `changed`.
@@ -157,7 +143,9 @@ void increment_versions(const std::vector<PyObject*>& tensors) {
 PYBIND11_MODULE(_C, m) {
   using namespace fastclip;
   using namespace pybind11::literals;
-  m.doc() = "fastclip's CPU kernels. Use the functions of `fastclip`; these check nothing twice.";
+  m.doc() =
+      "fastclip's CPU kernels, and what reads tensors for the others. Use the functions of `fastclip`; these "
+      "check nothing twice.";
   m.attr("COMPILER") = __VERSION__;
   m.def("set_torch", &set_torch, "tensor"_a, "parameter"_a, "increment_version"_a,
         "Remember torch's types; returns why this torch cannot be read, or an empty string.");
@@ -178,6 +166,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
   define_step(m);
+  define_read(m);
   bind_cuda(m);
   bind_cuda_step(m);
 }

@@ -14,39 +14,35 @@ namespace py = pybind11;
 namespace fastclip {
 namespace {
 
-// How a group is read and what its parameters are updated by.
+// What the parameters of a group are updated by.
 struct AdamGroup {
+  static constexpr GroupReader* kReader = &adam_group;
+
   AdamOptions options;
   bool maximize;
-  bool amsgrad;
 
-  // (params, lr, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize)
+  // (params, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize, lr)
   explicit AdamGroup(const py::tuple& group)
-      : options{group[1].cast<double>(), group[3].cast<double>(), group[4].cast<double>(),
-                group[5].cast<double>(), group[6].cast<double>(), group[7].cast<bool>()},
-        maximize(group[8].cast<bool>()),
-        amsgrad(group[2].cast<bool>()) {}
-
-  StepGroup parameters(const py::tuple& group) const { return adam_parameters(group[0].ptr(), amsgrad); }
+      : options{group[8].cast<double>(), group[2].cast<double>(), group[3].cast<double>(),
+                group[4].cast<double>(), group[5].cast<double>(), group[6].cast<bool>()},
+        maximize(group[7].cast<bool>()) {}
 
   cpu::StepRule rule(double step, bool) const { return {adam_coefficients(options, step), maximize}; }
 };
 
 struct SgdGroup {
+  static constexpr GroupReader* kReader = &sgd_group;
+
   SgdCoefficients coefficients;
   double dampening;
   bool maximize;
 
-  // (params, lr, momentum, dampening, weight_decay, nesterov, maximize)
+  // (params, momentum, dampening, weight_decay, nesterov, maximize, lr)
   explicit SgdGroup(const py::tuple& group)
-      : coefficients{group[1].cast<double>(), group[4].cast<double>(), group[2].cast<double>(), 1,
-                     group[5].cast<bool>()},
-        dampening(group[3].cast<double>()),
-        maximize(group[6].cast<bool>()) {}
-
-  StepGroup parameters(const py::tuple& group) const {
-    return sgd_parameters(group[0].ptr(), coefficients.momentum);
-  }
+      : coefficients{group[6].cast<double>(), group[3].cast<double>(), group[1].cast<double>(), 1,
+                     group[4].cast<bool>()},
+        dampening(group[2].cast<double>()),
+        maximize(group[5].cast<bool>()) {}
 
   cpu::StepRule rule(double, bool fresh) const {
     SgdCoefficients c = coefficients;
@@ -61,13 +57,9 @@ struct SgdGroup {
 template <class Group>
 py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
                 double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads) {
-  StepList list(dlpack::kCpu, true, state.ptr(), fresh.ptr());
-  std::vector<Group> read;
-  for (const py::handle handle : groups) {
-    const auto group = py::reinterpret_borrow<py::tuple>(handle);
-    const auto outcome = list.collect(read.emplace_back(group).parameters(group));
-    if (outcome == StepList::Outcome::kPythonError) throw py::error_already_set();
-    if (outcome == StepList::Outcome::kDeclined) return py::str(list.reason());
+  StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr());
+  if (const std::string reason = collect(list, groups, Group::kReader); !reason.empty()) {
+    return py::str(reason);
   }
   if (!list.missing().empty()) {
     py::list missing;
@@ -79,6 +71,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
   if (std::isinf(p) && list.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
   std::vector<cpu::StepRule> rules;
   rules.reserve(list.rules().size());
+  const auto read = groups_of<Group>(groups);
   for (const StepRuleUse& use : list.rules()) rules.push_back(read[use.group].rule(use.step, use.fresh));
   const cpu::StepOptions options{cpu::NormType(p), max_norm, grad_scale, skip_nonfinite, write_grads};
   const auto stepped = without_gil(list.nbytes(), [&] {

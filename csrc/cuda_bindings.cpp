@@ -4,11 +4,9 @@
 // As in bindings.cpp, a string is the reason why these tensors are not for the library.
 #include "cuda_bindings.h"
 
-#include <pybind11/stl.h>
-
-#include <memory>
 #include <string>
 
+#include "bindings_read.h"
 #include "cuda_bridge.h"
 
 namespace py = pybind11;
@@ -31,42 +29,9 @@ std::string probe_cuda(int device) {
   return status == FASTCLIP_CUDA_OK ? "" : CudaLibrary::get().message(status);
 }
 
-// Tensors on one CUDA device, held while this object lives.
-class CudaTensors {
+// Tensors on one CUDA device.
+class CudaTensors : public HeldTensors {
  public:
-  // Returns a CudaTensors, or the reason why there is none.
-  static py::object collect(const py::list& list, bool of_gradients) {
-    auto tensors = std::make_unique<CudaTensors>();
-    const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
-    switch (tensors->list_.collect(list.ptr(), source, dlpack::kCuda)) {
-      case TensorList::Outcome::kPythonError:
-        throw py::error_already_set();
-      case TensorList::Outcome::kDeclined:
-        return py::str(tensors->list_.reason());
-      case TensorList::Outcome::kOk:
-        break;
-    }
-    return py::cast(std::move(tensors));
-  }
-
-  size_t size() const { return list_.spans().size(); }
-  int device() const { return list_.device().id; }
-  bool has_empty() const { return list_.has_empty(); }
-  bool has_float64() const { return list_.has_float64(); }
-  const std::vector<int64_t>& positions() const { return list_.positions(); }
-
-  bool has_lazy_negation() const {
-    const bool negated = list_.has_lazy_negation();
-    if (PyErr_Occurred()) throw py::error_already_set();
-    return negated;
-  }
-
-  py::tuple tensors() const {
-    py::tuple result(size());
-    for (size_t i = 0; i < size(); ++i) result[i] = py::handle(list_.tensors()[i]);
-    return result;
-  }
-
   int64_t workspace_bytes() const {
     int64_t nbytes = 0;
     const auto num_spans = static_cast<int64_t>(size());
@@ -113,9 +78,6 @@ class CudaTensors {
     const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
     return reason_of(CudaLibrary::get().clamp(&call, limit));
   }
-
- private:
-  TensorList list_;
 };
 
 }  // namespace
@@ -127,17 +89,10 @@ void bind_cuda(py::module_& m) {
   m.def("num_cuda_devices", &num_cuda_devices, "Devices that the loaded library sees.");
   m.def("probe_cuda", &probe_cuda, "device"_a,
         "Why the loaded library cannot run on a device, or an empty string.");
-  py::class_<CudaTensors>(m, "CudaTensors")
-      .def_static("collect", &CudaTensors::collect, "list"_a, "of_gradients"_a,
+  py::class_<CudaTensors, HeldTensors>(m, "CudaTensors")
+      .def_static("collect", &HeldTensors::collect<CudaTensors>, "list"_a, "of_gradients"_a, "device_type"_a,
                   "CudaTensors, or why the list is not for the library.")
-      .def("__len__", &CudaTensors::size)
-      .def_property_readonly("device", &CudaTensors::device)
-      .def_property_readonly("has_empty", &CudaTensors::has_empty)
-      .def_property_readonly("has_float64", &CudaTensors::has_float64)
-      .def_property_readonly("positions", &CudaTensors::positions)
-      .def_property_readonly("tensors", &CudaTensors::tensors)
       .def_property_readonly("workspace_bytes", &CudaTensors::workspace_bytes)
-      .def("has_lazy_negation", &CudaTensors::has_lazy_negation)
       .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "norm"_a, "coefficient"_a,
            "workspace"_a)
       .def("clip_grad_norm", &CudaTensors::clip_grad_norm, "max_norm"_a, "p"_a, "norm"_a, "workspace"_a)

@@ -1,17 +1,14 @@
 // An optimizer's step on a CUDA device: its groups are read once, Python allocates what the kernels write,
 // and passes addresses in.
-#include <pybind11/stl.h>
-
 #include <cstddef>
 #include <memory>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include "bindings.h"
+#include "bindings_read.h"
 #include "cuda_bindings.h"
 #include "cuda_bridge.h"
-#include "step_list.h"
 
 namespace py = pybind11;
 
@@ -33,48 +30,44 @@ T* pointer(const py::handle& address) {
 
 uint8_t float_dtype(bool is_float64) { return is_float64 ? FASTCLIP_CUDA_FLOAT64 : FASTCLIP_CUDA_FLOAT32; }
 
-// (params, lr, address of lr on the device or 0, whether that is a float64, amsgrad, beta1, beta2, eps,
-// weight_decay, decoupled, maximize)
+// (params, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize, lr, address of lr on the device or
+// 0, whether that is a float64)
 struct AdamGroup {
   using Rule = FastclipCudaAdamRule;
+  static constexpr GroupReader* kReader = &adam_group;
 
   Rule options;
-  bool amsgrad;
 
   explicit AdamGroup(const py::tuple& group)
-      : options{pointer<void>(group[2]),
-                group[1].cast<double>(),
-                group[5].cast<double>(),
-                group[6].cast<double>(),
-                group[7].cast<double>(),
+      : options{pointer<void>(group[9]),
                 group[8].cast<double>(),
-                float_dtype(group[3].cast<bool>()),
-                group[9].cast<bool>(),
-                group[10].cast<bool>()},
-        amsgrad(group[4].cast<bool>()) {}
+                group[2].cast<double>(),
+                group[3].cast<double>(),
+                group[4].cast<double>(),
+                group[5].cast<double>(),
+                float_dtype(group[10].cast<bool>()),
+                group[6].cast<bool>(),
+                group[7].cast<bool>()} {}
 
-  StepGroup parameters(const py::tuple& group) const { return adam_parameters(group[0].ptr(), amsgrad); }
   Rule rule(bool) const { return options; }
 };
 
-// (params, lr, address of lr on the device or 0, whether that is a float64, momentum, dampening,
-// weight_decay, nesterov, maximize)
+// (params, momentum, dampening, weight_decay, nesterov, maximize, lr, address of lr on the device or 0,
+// whether that is a float64)
 struct SgdGroup {
   using Rule = FastclipCudaSgdRule;
+  static constexpr GroupReader* kReader = &sgd_group;
 
   Rule options;
   double dampening;
 
   explicit SgdGroup(const py::tuple& group)
-      : options{pointer<void>(group[2]), group[1].cast<double>(),
-                group[4].cast<double>(), 1,
-                group[6].cast<double>(), float_dtype(group[3].cast<bool>()),
-                group[7].cast<bool>(),   group[8].cast<bool>()},
-        dampening(group[5].cast<double>()) {}
+      : options{pointer<void>(group[7]), group[6].cast<double>(),
+                group[1].cast<double>(), 1,
+                group[3].cast<double>(), float_dtype(group[8].cast<bool>()),
+                group[4].cast<bool>(),   group[5].cast<bool>()},
+        dampening(group[2].cast<double>()) {}
 
-  StepGroup parameters(const py::tuple& group) const {
-    return sgd_parameters(group[0].ptr(), options.momentum);
-  }
   Rule rule(bool fresh) const {
     Rule rule = options;
     if (!fresh) rule.grad_share = 1 - dampening;
@@ -82,40 +75,24 @@ struct SgdGroup {
   }
 };
 
-// An optimizer's parameters with their gradients and state, held while this object lives.
+// A step by libfastclip_cuda.
 template <class Group>
-class CudaStep {
+class CudaStep : public HeldStep {
  public:
-  CudaStep(int32_t device_type, const py::dict& state, const py::set& fresh)
-      : list_(device_type, false, state.ptr(), fresh.ptr()) {}
+  using HeldStep::HeldStep;
 
-  // Returns a CudaStep, or the reason why there is none. It is whole if `missing` and `counted_on_cpu` are
-  // empty.
+  // Returns a CudaStep, or the reason why there is none.
   static py::object collect(const py::list& groups, const py::dict& state, const py::set& fresh,
                             bool write_grads, int32_t device_type) {
-    auto step = std::make_unique<CudaStep>(device_type, state, fresh);
-    std::vector<Group> read;
-    for (const py::handle handle : groups) {
-      const auto group = py::reinterpret_borrow<py::tuple>(handle);
-      const auto outcome = step->list_.collect(read.emplace_back(group).parameters(group));
-      if (outcome == StepList::Outcome::kPythonError) throw py::error_already_set();
-      if (outcome == StepList::Outcome::kDeclined) return py::str(step->list_.reason());
-    }
-    if (step->list_.check_overlap(write_grads) == StepList::Outcome::kDeclined) {
-      return py::str(step->list_.reason());
-    }
+    auto step = std::make_unique<CudaStep>(StepKernels{device_type, false, true}, state, fresh);
+    const std::string reason = step->HeldStep::collect(groups, Group::kReader, write_grads);
+    if (!reason.empty()) return py::str(reason);
+    const auto read = groups_of<Group>(groups);
     for (const StepRuleUse& use : step->list_.rules()) {
       step->rules_.push_back(read[use.group].rule(use.fresh));
     }
     return py::cast(std::move(step));
   }
-
-  size_t size() const { return list_.grads().size(); }
-  int device() const { return list_.device().id; }
-  bool has_empty() const { return list_.has_empty(); }
-  bool has_float64() const { return list_.has_float64(); }
-  py::list missing() const { return to_list(list_.missing()); }
-  py::list counted_on_cpu() const { return to_list(list_.counted_on_cpu()); }
 
   int64_t workspace_bytes() const {
     int64_t nbytes = 0;
@@ -150,22 +127,11 @@ class CudaStep {
       status = CudaLibrary::get().sgd_step(&call, targets, rules_.data(), num_rules, &options);
     }
     std::string reason = reason_of(status);
-    if (reason.empty()) {
-      // Autograd may hold parameters and gradients; the state is the optimizer's own.
-      increment_versions(list_.param_tensors());
-      if (write_grads) increment_versions(list_.grad_tensors());
-    }
+    if (reason.empty()) increment_versions(write_grads);
     return reason;
   }
 
  private:
-  static py::list to_list(const std::vector<PyObject*>& tensors) {
-    py::list result;
-    for (PyObject* tensor : tensors) result.append(py::handle(tensor));
-    return result;
-  }
-
-  StepList list_;
   std::vector<typename Group::Rule> rules_;
 };
 
@@ -173,15 +139,9 @@ template <class Group>
 void define(py::module_& m, const char* name) {
   using namespace pybind11::literals;
   using Step = CudaStep<Group>;
-  py::class_<Step>(m, name)
+  py::class_<Step, HeldStep>(m, name)
       .def_static("collect", &Step::collect, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a,
                   "device_type"_a, "The step, or why it is not for the library.")
-      .def("__len__", &Step::size)
-      .def_property_readonly("device", &Step::device)
-      .def_property_readonly("has_empty", &Step::has_empty)
-      .def_property_readonly("has_float64", &Step::has_float64)
-      .def_property_readonly("missing", &Step::missing)
-      .def_property_readonly("counted_on_cpu", &Step::counted_on_cpu)
       .def_property_readonly("workspace_bytes", &Step::workspace_bytes)
       .def("run", &Step::run, "p"_a, "max_norm"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a,
            "found_inf"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a, "workspace"_a);

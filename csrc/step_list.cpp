@@ -75,8 +75,8 @@ StepGroup sgd_parameters(PyObject* params, double momentum) {
   return group;
 }
 
-StepList::StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh)
-    : host_counts_(host_counts), device_{device_type, 0}, state_(state), fresh_(fresh), ahead_(&g_trail) {}
+StepList::StepList(StepKernels kernels, PyObject* state, PyObject* fresh)
+    : kernels_(kernels), device_{kernels.device_type, 0}, state_(state), fresh_(fresh), ahead_(&g_trail) {}
 
 StepList::~StepList() {
   // Backwards, so that a counter that several parameters share ends where it was.
@@ -119,7 +119,7 @@ bool StepList::count(PyObject* param, PyObject* tensor, StepTarget* target, doub
   dlpack::Tensor view;
   Span span;
   const char* obstacle = tensor == nullptr ? "is not there" : read(tensor, &view, &span);
-  if (obstacle != nullptr && tensor != nullptr && !host_counts_ &&
+  if (obstacle != nullptr && tensor != nullptr && !kernels_.host_counts &&
       read_tensor(tensor, dlpack::kCpu, &view, &span) == nullptr) {
     counted_on_cpu_.push_back(param);
     return true;
@@ -130,7 +130,7 @@ bool StepList::count(PyObject* param, PyObject* tensor, StepTarget* target, doub
   }
   Py_INCREF(tensor);
   state_tensors_.push_back(tensor);
-  if (!host_counts_) {
+  if (!kernels_.host_counts) {
     target->step = span.data;
     target->step_dtype = span.dtype;
     counters_.push_back(span);
@@ -150,7 +150,8 @@ bool StepList::add_state(PyObject* tensor, const StepGroup& group, size_t place,
   Span span;
   if (const char* obstacle = read(tensor, &view, &span)) return decline("its " + name() + " " + obstacle);
   if (place == 0) target->state_dtype = span.dtype;
-  const bool widened = !host_counts_ && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
+  const bool widened =
+      kernels_.takes_wide_state && item_size(param.dtype) == 2 && span.dtype == DType::kFloat32;
   if ((span.dtype != param.dtype && !widened) || span.dtype != target->state_dtype ||
       !same_layout(view, layout)) {
     return decline("its " + name() + " has another dtype, shape or layout");
@@ -219,8 +220,8 @@ StepList::Outcome StepList::collect(const StepGroup& group) {
     grad_tensors_.reserve(size);
     param_tensors_.reserve(size);
     state_tensors_.reserve(size * (group.state_names.size() + group.counts_steps));
-    if (group.counts_steps && host_counts_) counted_.reserve(size);
-    if (group.counts_steps && !host_counts_) counters_.reserve(size);
+    if (group.counts_steps && kernels_.host_counts) counted_.reserve(size);
+    if (group.counts_steps && !kernels_.host_counts) counters_.reserve(size);
   }
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(group.params); ++i) {
     param_index_ = i;

@@ -20,6 +20,13 @@ struct StepGroup {
   bool counts_steps;                   // whether the state has a `step` tensor
 };
 
+// Which kernels a step is read for, and what they can do.
+struct StepKernels {
+  int32_t device_type;    // all tensors are to be on one device of it
+  bool host_counts;       // the steps, else they do
+  bool takes_wide_state;  // float32, of 16-bit parameters
+};
+
 // A group of torch.optim.Adam or AdamW, or of SGD.
 StepGroup adam_parameters(PyObject* params, bool amsgrad);
 StepGroup sgd_parameters(PyObject* params, double momentum);
@@ -41,9 +48,8 @@ class StepList {
   enum class Outcome { kOk, kDeclined, kPythonError };
 
   // `state` is the optimizer's dict parameter -> dict. `fresh`, a set, holds the parameters whose state was
-  // made for this step. All tensors are to be on one device of the given type, where either the host counts
-  // the steps or the kernels do.
-  StepList(int32_t device_type, bool host_counts, PyObject* state, PyObject* fresh);
+  // made for this step.
+  StepList(StepKernels kernels, PyObject* state, PyObject* fresh);
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
   ~StepList();
@@ -51,8 +57,7 @@ class StepList {
   // Reads one group, skipping parameters without a gradient; about 300 ns per parameter. Parameters without
   // state are put on `missing()`, those on a device whose counter is on the CPU on `counted_on_cpu()`, and
   // the list is then not to be used. Declines, with the reason, what is not plain memory on the device, or
-  // where the gradient or the state does not match the parameter; on a device, 16-bit parameters may have
-  // float32 state.
+  // where the gradient or the state does not match the parameter.
   Outcome collect(const StepGroup& group);
 
   // Declines parameters that share memory, counters on a device that do, and gradients if they are written.
@@ -98,7 +103,7 @@ class StepList {
   PyObject* state_of(PyObject* param);
   bool decline(const std::string& what);
 
-  bool host_counts_;
+  StepKernels kernels_;
   bool has_device_ = false;  // whether device_ is that of a tensor
   dlpack::Device device_;
   PyObject* state_;

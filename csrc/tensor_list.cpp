@@ -132,7 +132,9 @@ const char* read_tensor(PyObject* tensor, int32_t device_type, dlpack::Tensor* v
   if (span->numel > 0 && !is_dense(*view)) return "is not dense in memory";
   view->device = normalized(view->device);
   if (view->device.type != device_type) {
-    return device_type == dlpack::kCpu ? "is not on the CPU" : "is not on the device";
+    return device_type == dlpack::kCpu    ? "is not on the CPU"
+           : device_type == dlpack::kCuda ? "is not on a CUDA device"
+                                          : "is not on a ROCm device";
   }
   span->data = static_cast<char*>(view->data) + view->byte_offset;
   return nullptr;

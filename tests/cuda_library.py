@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cuda as backend
 from fastclip.optim import native
@@ -139,7 +140,7 @@ def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     library = built()
     assert backend._C.load_cuda_library(str(library.path)) == ""
     patch.setattr(cuda, "unavailable_reason", lambda: None)
-    patch.setattr(cuda, "DLPACK_CUDA", 1)
+    patch.setattr(backend, "DLPACK_TYPE", DLDeviceType.kDLCPU)
     patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
     patch.setattr(native, "_NAMES", ("cuda",))
     return library

@@ -331,6 +331,15 @@ def test_declines_with_the_reason() -> None:
     cases.assert_same(before, cases.snapshot(params, optimizer.optimizer))
 
 
+def test_what_a_schedule_keeps_in_a_group_may_be_on_any_device() -> None:
+    params = cases.parameters()
+    cases.give(params, next(cases.gradients(1)))
+    optimizer = native(SGD(params, lr=0.1))
+    optimizer.param_groups[0]["initial_lr"] = torch.tensor(0.1, device="meta")
+    optimizer.step()
+    assert optimizer.route == "native"
+
+
 def test_an_empty_gradient_has_no_inf_norm() -> None:
     param = torch.nn.Parameter(torch.zeros(0))
     param.grad = torch.zeros(0)

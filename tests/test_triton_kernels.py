@@ -10,12 +10,20 @@ import tolerance
 import torch
 from cases import BY_NAME, CASES, DTYPES, Case, dtype_id, parameters_of
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_interpreter import interpreted, needs_triton
 
 import fastclip
 from fastclip import reference
+from fastclip.backends import Declined, cpu
+from fastclip.backends import triton as backend
 
 __all__ = ["interpreted"]
+
+
+class Tagged(torch.Tensor):
+    """A subclass that torch functions keep."""
+
 
 pytestmark = [
     needs_triton,
@@ -247,19 +255,52 @@ def test_versions_rise_where_a_kernel_may_have_written() -> None:
     [
         (torch.ones(4, dtype=torch.complex64), "is not float16"),
         (torch.ones(4, dtype=torch.int32), "is not float16"),
-        (torch.eye(3).to_sparse(), "is not strided"),
+        (torch.eye(3).to_sparse(), "has no plain memory"),
         (torch.ones(4)[::2], "is not dense in memory"),
         (torch.ones(1).expand(4), "is not dense in memory"),
-        (torch.ones(4, device="meta"), "takes CPU tensors only"),
+        (torch.ones(4, device="meta"), "has no plain memory|is not on the CPU"),
+        (torch.ones(4).as_subclass(Tagged), r"Tagged\) is not a plain torch.Tensor"),
+        (FakeTensorMode().from_tensor(torch.ones(4)), r"FakeTensor\) is not a plain torch.Tensor"),
     ],
-    ids=["complex", "integer", "sparse", "every_second", "expanded", "meta"],
+    ids=["complex", "integer", "sparse", "every_second", "expanded", "meta", "subclass", "fake"],
 )
 def test_what_the_kernels_cannot_take_is_declined(tensor: Tensor, reason: str) -> None:
     with pytest.raises(fastclip.BackendUnavailableError, match=reason):
         fastclip.get_total_norm([tensor])
 
 
+def test_what_functorch_wraps_is_declined() -> None:
+    with pytest.raises(fastclip.BackendUnavailableError, match="has no plain memory"):
+        torch.func.vmap(lambda x: fastclip.get_total_norm([x]))(torch.ones(3, 4))
+
+
+def test_a_lazily_negated_view_is_measured_and_not_clamped() -> None:
+    grad = torch._neg_view(torch.tensor([3.0, -4.0]))
+    assert fastclip.get_total_norm([grad]) == 5.0
+    (parameter,) = parameters_of([grad])
+    with pytest.raises(fastclip.BackendUnavailableError, match="lazily negated"):
+        fastclip.clip_grad_value_([parameter], 1.0)
+    assert parameter.grad.tolist() == [-3.0, 4.0]
+
+
 def test_backend_info_says_that_it_is_interpreted() -> None:
     info = fastclip.backend_info()["triton"]
     assert info.available
     assert "interpreted" in info.details["devices"]
+
+
+def test_without_the_extension_its_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_reason", "the extension is elsewhere")
+    assert backend.unavailable_reason() == "the extension is elsewhere"
+    assert backend.details() == {}
+
+
+@pytest.mark.parametrize(("hip", "expected"), [("6.4", "is not on a ROCm device"), (None, "a CUDA device")])
+def test_tensors_are_looked_for_on_the_devices_of_torch(
+    hip: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.version, "hip", hip)
+    declined = backend.total_norm([torch.ones(3)], 2.0)
+    assert isinstance(declined, Declined)
+    assert expected in declined.reason

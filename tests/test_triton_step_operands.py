@@ -24,6 +24,10 @@ pytestmark = [
 ]
 
 
+class Tagged(torch.Tensor):
+    """A subclass that torch functions keep."""
+
+
 def give_ones(*params: torch.nn.Parameter) -> list[torch.nn.Parameter]:
     for param in params:
         param.grad = torch.ones_like(param)
@@ -62,6 +66,47 @@ def another_state() -> Optimizer:
     return optimizer
 
 
+def wide_state() -> Optimizer:
+    optimizer = another_state()
+    (param,) = optimizer.param_groups[0]["params"]
+    param.data = param.data.bfloat16()
+    give_ones(param)
+    state = optimizer.state[param]
+    state.update(exp_avg=torch.zeros(4), exp_avg_sq=torch.zeros(4))
+    return optimizer
+
+
+def a_subclass() -> Optimizer:
+    (param,) = give_ones(torch.nn.Parameter(torch.ones(4)))
+    param.grad = param.grad.as_subclass(Tagged)
+    return SGD([param], lr=0.1)
+
+
+def a_gradient_elsewhere() -> Optimizer:
+    param = torch.nn.Parameter(torch.ones(4, device="meta"))
+    return SGD(give_ones(param), lr=0.1)
+
+
+def a_rate_elsewhere() -> Optimizer:
+    optimizer = SGD(give_ones(torch.nn.Parameter(torch.ones(4))), lr=0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+    return optimizer
+
+
+def a_decay_elsewhere() -> Optimizer:
+    optimizer = AdamW(give_ones(torch.nn.Parameter(torch.ones(4))))
+    optimizer.param_groups[0]["weight_decay"] = torch.tensor(0.1, device="meta")
+    return optimizer
+
+
+def a_rate_of_integers() -> Optimizer:
+    return SGD(give_ones(torch.nn.Parameter(torch.ones(4))), lr=torch.tensor(1))
+
+
+def a_rate_of_a_subclass() -> Optimizer:
+    return SGD(give_ones(torch.nn.Parameter(torch.ones(4))), lr=torch.tensor(0.1).as_subclass(Tagged))
+
+
 def negated() -> Optimizer:
     param = torch.nn.Parameter(torch.ones(4))
     param.grad = torch._neg_view(torch.ones(4))
@@ -78,8 +123,15 @@ def not_dense() -> Optimizer:
         (two_of_one_memory, "two parameters share memory"),
         (two_of_one_gradient, "two gradients share memory"),
         (two_of_one_counter, "two parameters share a step counter"),
-        (another_layout, "parameter 0 of group 0: its gradient has another dtype, device, shape or layout"),
+        (another_layout, "parameter 0 of group 0: its gradient has another dtype, shape or layout"),
         (another_state, "its exp_avg has another dtype"),
+        (wide_state, "its exp_avg has another dtype"),
+        (a_subclass, "its gradient is not a plain torch.Tensor"),
+        (a_gradient_elsewhere, "it (has no plain memory|is not on the CPU)"),
+        (a_rate_elsewhere, "the lr of group 0 is on meta"),
+        (a_decay_elsewhere, "the weight_decay of group 0 is on meta"),
+        (a_rate_of_integers, "the lr of group 0 is not one float32 or float64"),
+        (a_rate_of_a_subclass, "the lr of group 0 is not one float32 or float64"),
         (negated, "lazily negated"),
         (not_dense, "it is not dense in memory"),
     ],

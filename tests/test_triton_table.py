@@ -1,4 +1,4 @@
-"""The host side of the Triton backend: spans, chunks, tables and their cache. Needs no triton."""
+"""The host side of the Triton backend: chunks, tables and their cache. Needs no triton."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cases import DTYPES, dtype_id
 from torch import Tensor
 
 from fastclip.kernels import table as tables
-from fastclip.kernels.step_table import StepOperand, build_step_table, read_operands
-from fastclip.kernels.table import Int64Array, TableCache, build_table, chunk_nbytes, cut, overlap, read_spans
+from fastclip.kernels.step_table import build_step_table
+from fastclip.kernels.table import Int64Array, TableCache, build_table, chunk_nbytes, cut, overlap
 
 CPU = torch.device("cpu")
 FLOAT32 = tables.DTYPES.index(torch.float32)
@@ -20,14 +20,6 @@ FLOAT32 = tables.DTYPES.index(torch.float32)
 
 def spans_of(*rows: tuple[int, int, int]) -> Int64Array:
     return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def test_spans_hold_address_numel_and_dtype() -> None:
-    tensors = [torch.zeros(6, dtype=dtype) for dtype in tables.DTYPES] + [torch.zeros(7)[3:]]
-    spans = read_spans(tensors)
-    assert spans[:, 0].tolist() == [t.data_ptr() for t in tensors]
-    assert spans[:, 1].tolist() == [6, 6, 6, 6, 4]
-    assert spans[:, 2].tolist() == [0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
@@ -106,7 +98,7 @@ def test_a_table_is_used_again_until_something_changes() -> None:
 
 def test_the_table_used_longest_ago_is_evicted() -> None:
     cache = TableCache(build_table, capacity=3)
-    lists = [read_spans([torch.zeros(n)]) for n in range(1, 5)]
+    lists = [spans_of((64, n, FLOAT32)) for n in range(1, 5)]
     first, second, *_ = (cache.get(spans, CPU) for spans in lists[:3])
     assert cache.get(lists[0], CPU) is first
     cache.get(lists[3], CPU)
@@ -116,16 +108,16 @@ def test_the_table_used_longest_ago_is_evicted() -> None:
 
 
 def test_thousands_of_tensors() -> None:
-    tensors = list(torch.zeros(5000 * 16).split(16))
-    table = TableCache(build_table).get(read_spans(tensors), CPU)
+    addresses = range(4096, 4096 + 5000 * 64, 64)
+    table = TableCache(build_table).get(spans_of(*((here, 16, FLOAT32) for here in addresses)), CPU)
     assert (table.num_tensors, table.num_chunks) == (5000, 5000)
     assert table.first_chunks.tolist() == list(range(5001))
-    assert table.chunks[:, 0].tolist() == [t.data_ptr() for t in tensors]
+    assert table.chunks[:, 0].tolist() == list(addresses)
     assert not table.overlaps
 
 
 def test_a_new_table_starts_with_ticket_zero_and_aligned_rows() -> None:
-    table = build_table(read_spans([torch.zeros(9), torch.zeros(0)]), CPU)
+    table = build_table(spans_of((64, 9, FLOAT32), (0, 0, FLOAT32)), CPU)
     assert table.ticket.tolist() == [0]
     assert (table.chunks.data_ptr() - table.ticket.data_ptr()) % 32 == 0
     assert table.partials.shape == (1, 2)
@@ -133,7 +125,7 @@ def test_a_new_table_starts_with_ticket_zero_and_aligned_rows() -> None:
 
 def test_threads_share_the_cache() -> None:
     cache = TableCache(build_table, capacity=4)
-    lists = [read_spans([torch.zeros(n)]) for n in range(1, 9)]
+    lists = [spans_of((64 * n, n, FLOAT32)) for n in range(1, 9)]
     wrong: list[Tensor] = []
 
     def work(offset: int) -> None:
@@ -166,50 +158,30 @@ def test_captured_tables_are_kept_and_do_not_share_memory(monkeypatch: pytest.Mo
     assert [k.unique().tolist() for k in kept] == [[0], [1], [2], [3], [4]]
 
 
-def operand(
-    starts: tuple[int, ...], dtype: torch.dtype = torch.float32, counter: Tensor | None = None, numel: int = 8
-) -> StepOperand:
-    """An operand whose gradient, parameter and state begin so many elements into memory of their own."""
-    memories = [torch.zeros(64, dtype=dtype)[start : start + numel] for start in starts]
-    grad, param, *state = memories
-    return StepOperand(param, grad, state, counter, rule=3, fresh=False)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-def test_rows_of_a_step_say_whether_all_memories_lie_alike(dtype: torch.dtype) -> None:
-    vector = 16 // dtype.itemsize
-    starts = [(0, 0, 0, 0), (1, 1, 1 + vector, 1), (0, 1, 0, 0), (0, 0, 0, 1), (1, 0), (vector, 0)]
-    operands = [operand(s, dtype) for s in starts]
-    rows = read_operands(operands)
-    assert (rows[:, 7] & 1).tolist() == [1, 1, 0, 0, 0, 1]
-    assert rows[:, 0].tolist() == [o.grad.data_ptr() for o in operands]
-    assert rows[1, 1:5].tolist() == [t.data_ptr() for t in (operands[1].param, *operands[1].state)] + [0]
-    assert rows[:, 6].tolist() == [3] * 6
+def test_targets_say_whether_all_memories_lie_alike(dtype: torch.dtype) -> None:
+    item, tag = dtype.itemsize, tables.DTYPES.index(dtype)
+    # Of gradient, parameter and states, beyond a 16-byte boundary; None where there is no such state.
+    offsets = [
+        ((0, 0, 0, 0, None), True),
+        ((item, item, item, item, item), True),
+        ((0, item, 0, 0, None), False),
+        ((0, 0, 0, 0, item), False),
+        ((item, 0, None, None, None), False),
+        ((0, 0, None, None, None), True),
+    ]
+    rows = []
+    for i, (of_one, _) in enumerate(offsets):
+        starts = range(4096 * (5 * i + 1), 4096 * (5 * i + 6), 4096)
+        addresses = (0 if o is None else start + o for start, o in zip(starts, of_one, strict=True))
+        rows.append([*addresses, 0, 3, 0, 0, 8, tag])
+    table = build_step_table(np.array(rows, np.int64), CPU)
+    assert table.targets[:, :7].tolist() == [row[:7] for row in rows]
+    assert table.targets[:, 7].tolist() == [int(alike) for _, alike in offsets]
+    assert table.grads.chunks[:, :3].tolist() == [[row[0], 8, tag] for row in rows]
 
 
-def test_rows_of_a_step_tell_counters_and_fresh_state_apart() -> None:
-    counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64), None]
-    operands = [operand((0, 0), counter=counter) for counter in counters]
-    operands[2].fresh = True
-    rows = read_operands(operands)
-    assert rows[:, 5].tolist() == [counters[0].data_ptr(), counters[1].data_ptr(), 0]
-    assert (rows[:, 7] & 6).tolist() == [0, 4, 2]
-
-
-def test_what_is_shared_is_known_of_a_table() -> None:
-    memory, counter = torch.zeros(16), torch.zeros(())
-
-    def shared(params: list[Tensor], grads: list[Tensor], counters: list[Tensor | None]) -> list[str | None]:
-        rows = [
-            StepOperand(param, grad, [], count, 0, False)
-            for param, grad, count in zip(params, grads, counters, strict=True)
-        ]
-        table = build_step_table(read_operands(rows), CPU)
-        return [table.shared(with_grads=False), table.shared(with_grads=True)]
-
-    apart, other = [memory[:8], memory[8:]], [torch.zeros(8), torch.zeros(8)]
-    assert shared(apart, other, [None, None]) == [None, None]
-    assert shared([memory[:8], memory[7:15]], other, [None, None]) == ["two parameters share memory"] * 2
-    assert shared(apart, [other[0]] * 2, [None, None]) == [None, "two gradients share memory"]
-    assert shared(apart, other, [counter, counter]) == ["two parameters share a step counter"] * 2
-    assert shared(apart, other, [counter, torch.zeros(())]) == [None, None]
+def test_targets_tell_counters_and_fresh_state_apart() -> None:
+    rows = [[64, 128, 0, 0, 0, 192, 0, fresh, wide, 8, FLOAT32] for fresh in (0, 1) for wide in (0, 1)]
+    table = build_step_table(np.array(rows, np.int64), CPU)
+    assert (table.targets[:, 7] & 6).tolist() == [0, 4, 2, 6]

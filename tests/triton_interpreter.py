@@ -19,11 +19,13 @@ import pytest
 import torch
 
 import fastclip
+from fastclip.backends import cpu
 
 VARIABLE = "TRITON_INTERPRET"
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton (pip install 'fastclip[gpu]')"
+    importlib.util.find_spec("triton") is None or cpu._C is None,
+    reason="needs triton (pip install 'fastclip[gpu]') and the C++ extension",
 )
 
 if importlib.util.find_spec("triton"):

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
 
 _C = cpu._C
 _FOLDER = Path(__file__).resolve().parents[1]
+
+DLPACK_TYPE = DLDeviceType.kDLCUDA
+"""Of the devices that the library runs on."""
 
 
 def _library_path() -> Path | None:
@@ -167,7 +171,7 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
 
 def _collect(tensors: list[Tensor], *, of_gradients: bool) -> Any:
     """Return a `_C.CudaTensors` or Declined."""
-    found = _C.CudaTensors.collect(tensors, of_gradients)
+    found = _C.CudaTensors.collect(tensors, of_gradients, DLPACK_TYPE)
     if isinstance(found, str):
         return Declined(found)
     if found and (reason := _unusable_device(found.device)):

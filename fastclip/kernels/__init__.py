@@ -4,8 +4,7 @@
     norm        combine and finalize                  scale, clamp, nonfinite
     coefficients, step      the decision on an optimizer's step, and its update
     table, step_table       lists of tensors as tables of chunks, with the parameters and state of a step
-    operands                which tensors the kernels take
     launch, step_launch     block sizes, one function per operation
 
-Importing a module of this package imports triton, except `table`, `step_table` and `operands`.
+Importing a module of this package imports triton, except `table` and `step_table`.
 """

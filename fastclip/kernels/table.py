@@ -23,12 +23,10 @@ Built = TypeVar("Built")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """By tag, in the order of csrc/span.h."""
 
-_TAGS = {dtype: tag for tag, dtype in enumerate(DTYPES)}
 _ITEM_SIZES = np.array([dtype.itemsize for dtype in DTYPES], np.int64)
 
-# Columns of a span; those of a chunk are in tiles.py.
+# Columns of a span, as `fastclip._C` reads it; those of a chunk are in tiles.py.
 _ADDRESS, _NUMEL, _DTYPE = range(3)
-_SPAN_LENGTH = 3
 _CHUNK_LENGTH = 4
 # The ticket comes first, padded so that the rows of chunks lie on 32-byte boundaries, one memory sector each.
 _HEADER_LENGTH = 4
@@ -41,15 +39,6 @@ MAX_CHUNK_NBYTES = 1024 * 1024
 
 TARGET_NUM_CHUNKS = 16 * 1024
 """Enough that the last, partial round of a persistent grid costs little; few enough to upload at once."""
-
-
-def read_spans(tensors: list[Tensor]) -> Int64Array:
-    """Return one row (address, numel, dtype tag) per tensor; about 1 us each."""
-    rows = np.empty((len(tensors), _SPAN_LENGTH), np.int64)
-    rows[:, _ADDRESS] = [t.data_ptr() for t in tensors]
-    rows[:, _NUMEL] = [t.numel() for t in tensors]
-    rows[:, _DTYPE] = [_TAGS[t.dtype] for t in tensors]
-    return rows
 
 
 def chunk_nbytes(total_nbytes: int) -> int:
@@ -77,11 +66,6 @@ def cut(spans: Int64Array) -> tuple[Int64Array, Int64Array]:
     chunks[:, 2] = spans[span, _DTYPE]
     chunks[:, 3] = span
     return chunks, first_chunks
-
-
-def has_empty(spans: Int64Array) -> bool:
-    """Whether a span has no elements."""
-    return bool((spans[:, _NUMEL] == 0).any())
 
 
 def overlap(spans: Int64Array) -> bool:

@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
-from fastclip.optim.native.groups import options_of
+from fastclip.optim.native.groups import groups_on_host
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -22,10 +22,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
     """Clip and update in one parallel region."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
-    is_sgd = type(optimizer) is SGD
-    groups = [
-        (group["params"], float(group["lr"]), *options_of(group, is_sgd)) for group in optimizer.param_groups
-    ]
+    groups = groups_on_host(optimizer)
     result = _call(optimizer, groups, settings, amp, set())
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)

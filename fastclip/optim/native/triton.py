@@ -1,23 +1,21 @@
-"""The step by the Triton kernels, for parameters on one CUDA or ROCm device."""
+"""The step by Triton kernels, for parameters on one CUDA or ROCm device: three launches for any number."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 from torch.optim import SGD, Optimizer
 
 from fastclip.backends import triton
 from fastclip.backends.base import Declined
-from fastclip.kernels.operands import norm_reason
-from fastclip.kernels.step_table import StepOperand, build_step_table, read_operands
+from fastclip.kernels.step_table import build_step_table
 from fastclip.kernels.table import Int64Array, TableCache, upload
-from fastclip.optim.native.reading import UnfitError, read_parameters, read_rules
-from fastclip.optim.native.state import discard_state, ready_on_device, settle_first_step
-from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
+from fastclip.optim.native.on_device import Groups, step_on_device
+from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
 unavailable_reason = triton.unavailable_reason
@@ -32,43 +30,30 @@ _rules = TableCache(_upload_rules)
 
 
 def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
-    """Clip, update and count in three launches; asks the device only in a step that makes state."""
-    made: list[Tensor] = []
-    outcome = None
-    try:
-        found = read_parameters(optimizer)
-        if found.missing or found.on_cpu:
-            made = ready_on_device(optimizer, found.missing, found.on_cpu)
-            found = read_parameters(optimizer, made)
-        outcome = _step(optimizer, found.operands, settings, amp, tally)
-    except UnfitError as error:
-        return Declined(str(error))
-    finally:
-        if outcome is None:
-            discard_state(optimizer, made)
-    if settings.skips or amp.found_inf is not None:
-        settle_first_step(optimizer, made, outcome)
-    tally.last = outcome
-    return outcome
+    """Clip, update and count on the device."""
+    device_type = "cpu" if triton.is_interpreted() else "cuda"
+    return step_on_device(
+        optimizer, settings, amp, tally, device_type=device_type, read=_read, launch=_launch
+    )
 
 
-def _step(
-    optimizer: Optimizer, operands: list[StepOperand], settings: Settings, amp: Amp, tally: Tally
+def _read(optimizer: Optimizer, groups: Groups, fresh: set[Tensor], write_grads: bool) -> Any:
+    """Return a `_C.Step` or Declined."""
+    read = triton._C.read_sgd_step if type(optimizer) is SGD else triton._C.read_adam_step
+    found = read(groups, optimizer.state, fresh, write_grads, triton.dlpack_type())
+    if isinstance(found, str):
+        return Declined(found)
+    if found and (reason := triton.device_reason(triton.device_of(found))):
+        return Declined(reason)
+    return found
+
+
+def _launch(
+    optimizer: Optimizer, groups: Groups, found: Any, settings: Settings, amp: Amp, tally: Tally
 ) -> Outcome:
-    if not operands:
-        tally.add(NO_GRADIENTS)
-        return NO_GRADIENTS
-    params, grads = [o.param for o in operands], [o.grad for o in operands]
-    device = params[0].device
-    try:
-        rows = read_operands(operands)
-    except RuntimeError as error:
-        # torch gives no address of what only stands for memory: functorch, functional and meta tensors.
-        raise UnfitError(f"a tensor has no plain memory ({error})") from None
-    if reason := norm_reason(settings.norm_type, any(grad.numel() == 0 for grad in grads)):
-        raise UnfitError(reason)
-    rules = read_rules(optimizer, device)
-    launch = _launch()
+    device = triton.device_of(found)
+    is_sgd = type(optimizer) is SGD
+    launch = _kernels()
     clip = launch.Clip(
         settings.max_norm,
         settings.norm_type,
@@ -77,25 +62,34 @@ def _step(
         _beside(amp.grad_scale, device),
         _beside(amp.found_inf, device),
     )
-    any_float64 = any(grad.dtype == torch.float64 for grad in grads)
     with triton.current_device(device):
-        table = _tables.get(rows, device)
-        if reason := table.shared(with_grads=settings.write_grads):
-            raise UnfitError(reason)
-        outcome = Outcome(
+        tally.last = Outcome(
             *launch.step(
-                "sgd" if type(optimizer) is SGD else "adam",
-                table,
-                _rules.get(rules, device),
+                "sgd" if is_sgd else "adam",
+                _tables.get(found.rows(), device),
+                _rules.get(_rules_of(groups, is_sgd), device),
                 clip,
-                torch.float64 if any_float64 else torch.float32,
+                torch.float64 if found.has_float64 else torch.float32,
                 tally.counts_on(device),
             )
         )
-        increment_version(params)
-        if settings.write_grads:
-            increment_version(grads)
-    return outcome
+    found.increment_versions(with_grads=settings.write_grads)
+    return tally.last
+
+
+def _rules_of(groups: Groups, is_sgd: bool) -> Int64Array:
+    """Return the options of each group: one row of the float64 columns of coefficients.py, as their bits."""
+    rows = []
+    for _, *options, lr, address, is_wide, _ in groups:
+        if is_sgd:
+            momentum, dampening, decay, nesterov, maximize = options
+            own = [momentum, dampening, nesterov, 0.0]
+        else:
+            _, beta1, beta2, eps, decay, is_decoupled, maximize = options
+            own = [beta1, beta2, eps, is_decoupled]
+        address_bits = np.int64(address).view(np.float64)
+        rows.append([lr, address_bits, is_wide, -1.0 if maximize else 1.0, decay, *own])
+    return np.array(rows, np.float64).view(np.int64)
 
 
 def _beside(tensor: Tensor | None, device: torch.device) -> Tensor | None:
@@ -103,7 +97,7 @@ def _beside(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 @functools.cache
-def _launch() -> Any:
+def _kernels() -> Any:
     from fastclip.kernels import step_launch
 
     return step_launch

@@ -1,0 +1,154 @@
+#include "bindings_read.h"
+
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace fastclip {
+namespace {
+
+int64_t address(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(pointer)); }
+
+py::list to_list(const std::vector<PyObject*>& tensors) {
+  py::list result;
+  for (PyObject* tensor : tensors) result.append(py::handle(tensor));
+  return result;
+}
+
+template <GroupReader reader>
+py::object read_step(const py::list& groups, const py::dict& state, const py::set& fresh, bool write_grads,
+                     int32_t device_type) {
+  auto step = std::make_unique<HeldStep>(StepKernels{device_type, false, false}, state, fresh);
+  const std::string reason = step->collect(groups, reader, write_grads);
+  if (!reason.empty()) return py::str(reason);
+  return py::cast(std::move(step));
+}
+
+}  // namespace
+
+StepGroup adam_group(const py::tuple& group) {
+  return adam_parameters(group[0].ptr(), group[1].cast<bool>());
+}
+
+StepGroup sgd_group(const py::tuple& group) {
+  return sgd_parameters(group[0].ptr(), group[1].cast<double>());
+}
+
+std::string collect(TensorList& tensors, const py::list& list, TensorList::Source source,
+                    int32_t device_type) {
+  switch (tensors.collect(list.ptr(), source, device_type)) {
+    case TensorList::Outcome::kPythonError:
+      throw py::error_already_set();
+    case TensorList::Outcome::kDeclined:
+      return tensors.reason();
+    case TensorList::Outcome::kOk:
+      break;
+  }
+  return "";
+}
+
+std::string collect(StepList& step, const py::list& groups, GroupReader* reader) {
+  for (const py::handle handle : groups) {
+    switch (step.collect(reader(py::reinterpret_borrow<py::tuple>(handle)))) {
+      case StepList::Outcome::kPythonError:
+        throw py::error_already_set();
+      case StepList::Outcome::kDeclined:
+        return step.reason();
+      case StepList::Outcome::kOk:
+        break;
+    }
+  }
+  return "";
+}
+
+py::tuple HeldTensors::tensors() const {
+  py::tuple result(size());
+  for (size_t i = 0; i < size(); ++i) result[i] = py::handle(list_.tensors()[i]);
+  return result;
+}
+
+bool HeldTensors::has_lazy_negation() const {
+  const bool negated = list_.has_lazy_negation();
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return negated;
+}
+
+py::array_t<int64_t> HeldTensors::spans() const {
+  py::array_t<int64_t> rows({static_cast<py::ssize_t>(size()), static_cast<py::ssize_t>(3)});
+  int64_t* cell = rows.mutable_data();
+  for (const Span& span : list_.spans()) {
+    *cell++ = address(span.data);
+    *cell++ = span.numel;
+    *cell++ = static_cast<int64_t>(span.dtype);
+  }
+  return rows;
+}
+
+std::string HeldStep::collect(const py::list& groups, GroupReader* reader, bool write_grads) {
+  std::string reason = fastclip::collect(list_, groups, reader);
+  if (reason.empty() && list_.check_overlap(write_grads) == StepList::Outcome::kDeclined) {
+    reason = list_.reason();
+  }
+  return reason;
+}
+
+py::list HeldStep::missing() const { return to_list(list_.missing()); }
+
+py::list HeldStep::counted_on_cpu() const { return to_list(list_.counted_on_cpu()); }
+
+py::array_t<int64_t> HeldStep::rows() const {
+  py::array_t<int64_t> rows({static_cast<py::ssize_t>(size()), static_cast<py::ssize_t>(8 + kMaxStepState)});
+  int64_t* cell = rows.mutable_data();
+  for (size_t i = 0; i < size(); ++i) {
+    const Span& grad = list_.grads()[i];
+    const StepTarget& target = list_.targets()[i];
+    const StepRuleUse& rule = list_.rules()[target.rule];
+    *cell++ = address(grad.data);
+    *cell++ = address(target.param);
+    for (const void* state : target.state) *cell++ = address(state);
+    *cell++ = address(target.step);
+    *cell++ = static_cast<int64_t>(rule.group);
+    *cell++ = rule.fresh;
+    *cell++ = target.step != nullptr && target.step_dtype == DType::kFloat64;
+    *cell++ = grad.numel;
+    *cell++ = static_cast<int64_t>(grad.dtype);
+  }
+  return rows;
+}
+
+void HeldStep::increment_versions(bool with_grads) const {
+  fastclip::increment_versions(list_.param_tensors());
+  if (with_grads) fastclip::increment_versions(list_.grad_tensors());
+}
+
+void define_read(py::module_& m) {
+  using namespace pybind11::literals;
+  py::class_<HeldTensors>(m, "Tensors")
+      .def("__len__", &HeldTensors::size)
+      .def_property_readonly("device", &HeldTensors::device)
+      .def_property_readonly("has_empty", &HeldTensors::has_empty)
+      .def_property_readonly("has_float64", &HeldTensors::has_float64)
+      .def_property_readonly("positions", &HeldTensors::positions)
+      .def_property_readonly("tensors", &HeldTensors::tensors)
+      .def("has_lazy_negation", &HeldTensors::has_lazy_negation)
+      .def("spans", &HeldTensors::spans, "(n, 3) int64: address, numel, dtype tag.");
+  m.def("read_tensors", &HeldTensors::collect<HeldTensors>, "list"_a, "of_gradients"_a, "device_type"_a,
+        "Tensors, or why the list is not for kernels on that type of device.");
+  py::class_<HeldStep>(m, "Step")
+      .def("__len__", &HeldStep::size)
+      .def_property_readonly("device", &HeldStep::device)
+      .def_property_readonly("has_empty", &HeldStep::has_empty)
+      .def_property_readonly("has_float64", &HeldStep::has_float64)
+      .def_property_readonly("missing", &HeldStep::missing)
+      .def_property_readonly("counted_on_cpu", &HeldStep::counted_on_cpu)
+      .def("rows", &HeldStep::rows, "(n, 11) int64, see fastclip/kernels/step_table.py.")
+      .def("increment_versions", &HeldStep::increment_versions, "with_grads"_a);
+  const auto define = [&m](const char* name, auto function) {
+    m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a, "device_type"_a,
+          "A Step whose state is of the parameters' dtypes, or why there is none.");
+  };
+  define("read_adam_step", &read_step<adam_group>);
+  define("read_sgd_step", &read_step<sgd_group>);
+}
+
+}  // namespace fastclip
