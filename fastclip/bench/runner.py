@@ -95,16 +95,17 @@ def time_modes(
     """Time one workload in one dtype.
 
     The speed of memory drifts with what else runs on a machine, so that of the given streams is measured
-    again first.
+    again before each mode.
     """
     with torch_threads(options.threads):
-        bandwidth = Memory().measure(budget_s=options.time_budget_s / 5, only=streams)
+        memory = Memory()
         parameters = checked.workload.parameters(DTYPES[checked.dtype], seed=options.seed)
         rows = []
         # Active clipping changes the gradients' norm, so it comes last, as it does in MODES.
         for mode in sorted(options.modes, key=list(MODES).index):
             case = Case(checked.workload, checked.dtype, mode)
             clipping = Clipping(parameters, mode, checked.total_norm)
+            bandwidth = memory.measure(budget_s=options.time_budget_s / 5, only=streams)
             measurements = interleave(
                 {peer.name: clipping.call(peer) for peer in peers},
                 before=clipping.next_threshold,

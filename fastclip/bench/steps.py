@@ -118,8 +118,12 @@ def _time_modes(options: StepOptions, model: str, optimizer: str, streams: tuple
     workload, kind = WORKLOADS[model], STEP_KINDS[optimizer]
     with torch_threads(options.threads):
         error = check_first_step(workload, kind, seed=options.seed)
-        bandwidth = Memory().measure(budget_s=options.time_budget_s / 5, only=streams)
-        return [_row(workload, kind, mode, error, options, bandwidth) for mode in STEP_MODES]
+        memory = Memory()
+        rows = []
+        for mode in STEP_MODES:
+            bandwidth = memory.measure(budget_s=options.time_budget_s / 5, only=streams)
+            rows.append(_row(workload, kind, mode, error, options, bandwidth))
+        return rows
 
 
 def _row(

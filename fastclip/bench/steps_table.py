@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fastclip.bench.results import Results
 from fastclip.bench.steps import DEFAULT, FUSED, SUBJECT
-from fastclip.bench.table import digits
+from fastclip.bench.table import about_memory, digits
 
 
 def render(results: Results) -> RenderableType:
@@ -30,12 +30,10 @@ def render(results: Results) -> RenderableType:
             f"{row.gbps:.1f}",
             f"{row.share:.0%}",
         )
-    memory = results.bandwidth
     legend = Text(
         "clip + fused, clip + default: torch.nn.utils.clip_grad_norm_, then torch's step with fused=True and "
         "as it is by default.\n"
-        f"of memory: against {memory.read_gbps:.1f} GB/s read and {memory.update_gbps:.1f} GB/s read and "
-        f"written in this run; the gradients are read once more than the update needs.",
+        f"{about_memory(results)} The gradients are read once more than the update needs.",
         style="dim",
     )
     return Group(table, legend)

@@ -92,17 +92,23 @@ def _heading(results: Results) -> Text:
 
 
 def _legend(results: Results, subject: str) -> Text:
-    memory = results.bandwidth
-    read = _range([row.read_gbps for row in results.rows])
-    update = _range([row.update_gbps for row in results.rows])
     return Text(
         f"Times: median, 20th to 80th percentile. vs: the peer's median over {subject}'s. "
         f"GB/s: of the bytes that must move, N to read, 2 N more to scale.\n"
-        f"of memory: against {read} GB/s read ({memory.read_by}) and {update} GB/s read and written "
-        f"({memory.update_by}), measured beside each row;\n"
-        f"caches can lift it above 100 %, the cost of a call lowers it for small lists. "
-        f"Errors: of the norm, against float64.",
+        f"{about_memory(results)} Caches can lift it above 100 %, the cost of a call lowers it for small "
+        f"lists.\nErrors: of the norm, against float64.",
         style="dim",
+    )
+
+
+def about_memory(results: Results) -> str:
+    """Explain the column that compares a row with the memory."""
+    read = _range([row.read_gbps for row in results.rows])
+    update = _range([row.update_gbps for row in results.rows])
+    return (
+        f"of memory: against {read} GB/s read ({results.bandwidth.read_by}) and {update} GB/s read and "
+        f"written ({results.bandwidth.update_by}), measured before each row;\n"
+        f"'vs' divided by it is the most that this memory allows."
     )
 
 
