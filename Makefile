@@ -36,7 +36,7 @@ demo: $(EXTENSION)  ## Show the speed beside torch's, rescue a network from expl
 
 # The tests of a file share what they compile, so a file stays in one process.
 test: $(EXTENSION)  ## Run the test suite in WORKERS processes (2).
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 cuda: $(EXTENSION)  ## Build the CUDA library in place with nvcc.
 	$(BIN)/python csrc/cuda/build.py

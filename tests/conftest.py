@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -103,3 +104,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave out what needs more memory than a small machine has, unless -m asks for a choice of its own."""
     if not config.option.markexpr:
         config.option.markexpr = "not large"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let several processes begin with files of few tests: those run whole programs and take longest."""
+    if getattr(config.option, "numprocesses", None):
+        counts = Counter(item.path for item in items)
+        items.sort(key=lambda item: (counts[item.path], item.path))
