@@ -13,6 +13,7 @@ from fastclip.tuner.cli import tune
 from fastclip.tuner.config import build, read_config
 from fastclip.tuner.errors import ConfigError
 from fastclip.tuner.spaces import Choice, Float, Int
+from fastclip.tuner.storage import open_storage
 
 CONFIG = """
 [study]
@@ -270,7 +271,7 @@ class TestWorkers:
     @staticmethod
     def trials(url):
         try:
-            return optuna.load_study(study_name="shared", storage=url).trials
+            return optuna.load_study(study_name="shared", storage=open_storage(url)).trials
         except KeyError:
             return []
 

@@ -10,6 +10,7 @@ from tuner_cases import tuner
 
 from fastclip.tuner import Choice, ExplosionRule, Float, Int, ResumeError
 from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -152,7 +153,7 @@ def test_trial_that_another_process_took_over_is_dropped(tmp_path):
 
     def model(params):
         if params["lr"] == 0.2:
-            study = optuna.load_study(study_name="fastclip", storage=url)
+            study = optuna.load_study(study_name="fastclip", storage=open_storage(url))
             trial_id = study.trials[1]._trial_id
             if study.trials[1].state == TrialState.RUNNING:
                 study._storage.set_trial_state_values(trial_id, TrialState.FAIL)

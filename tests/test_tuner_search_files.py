@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -12,6 +14,7 @@ from tuner_cases import tuner
 
 from fastclip.tuner import Float
 from fastclip.tuner.output import OutputDir
+from fastclip.tuner.storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -59,8 +62,24 @@ def test_directory_holds_everything(tmp_path):
 
 def test_study_can_be_read_by_optuna_alone(tmp_path):
     search = tuner(output_dir=tmp_path).fit(cases.blobs())
-    study = optuna.load_study(study_name="fastclip", storage=f"sqlite:///{tmp_path}/study.db")
-    assert study.best_value == search.best_score_
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")
+    assert optuna.load_study(study_name="fastclip", storage=storage).best_value == search.best_score_
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_the_study_is_open_only_while_it_is_read_or_written(tmp_path):
+    search = tuner(output_dir=tmp_path).fit(cases.blobs())
+    assert search.study_.best_value == search.best_score_
+    opened = {os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()}
+    assert str(tmp_path / "study.db") not in opened
+
+
+def test_a_study_in_memory_lives_as_long_as_its_storage():
+    storage = open_storage("sqlite:///:memory:")
+    optuna.create_study(storage=storage, study_name="kept")
+    assert optuna.get_all_study_names(storage) == ["kept"]
 
 
 def test_nan_weights_are_never_written_as_the_best(tmp_path):

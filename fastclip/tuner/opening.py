@@ -12,7 +12,7 @@ from optuna.study import StudyDirection
 
 from fastclip.tuner.errors import ResumeError
 from fastclip.tuner.output import CONFIG, OutputDir
-from fastclip.tuner.storage import open_shared_storage, study_exists
+from fastclip.tuner.storage import open_shared_storage, open_storage, study_exists
 
 SETTINGS_ATTR = "fastclip:settings"
 CONFIG_ATTR = "fastclip:config"
@@ -59,7 +59,7 @@ def open_study(
             storage = open_shared_storage(storage, stale_after)
         elif storage is None and output is not None:
             output.path.mkdir(parents=True, exist_ok=True)
-            storage = optuna.storages.RDBStorage(output.storage_url)
+            storage = open_storage(output.storage_url)
         is_new = storage is None or not study_exists(storage, study_name)
         if not is_new and not resume:
             raise ResumeError(

@@ -16,6 +16,7 @@ from fastclip.tuner.opening import SETTINGS_ATTR
 from fastclip.tuner.output import CONFIG, STUDY, OutputDir
 from fastclip.tuner.records import TrialRecord, collect, explosions
 from fastclip.tuner.stepping import EpochRecord
+from fastclip.tuner.storage import open_storage
 
 
 class StudyView:
@@ -64,8 +65,10 @@ class StudyView:
                     f"StudyView.open: {output.path} has no {name}; expected what a search leaves. {remedy}"
                 )
         name = output.read_config()["run"]["study_name"]
+        storage = output.storage_url if storage is None else storage
         try:
-            return cls(optuna.load_study(study_name=name, storage=storage or output.storage_url), output)
+            opened = open_storage(storage) if isinstance(storage, str) else storage
+            return cls(optuna.load_study(study_name=name, storage=opened), output)
         except KeyError:
             raise ValueError(
                 f"StudyView.open: the storage holds no study {name!r}; expected the one of {output.path}."
