@@ -284,7 +284,7 @@ class Library:
         self.c.emulation_begin_capture(ctypes.c_void_p(self.stream))
 
     def end_capture(self) -> int:
-        """Return the number of kernels captured."""
+        """Return the number of kernels captured, or -1 if a call that no capture permits has ended it."""
         return int(self.c.emulation_end_capture())
 
     def replay(self) -> None:

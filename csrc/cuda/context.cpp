@@ -22,16 +22,20 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-int key_of(cudaStream_t stream, StreamKey* key) {
-  unsigned long long stream_id = 0, capture_id = 0;
-  cudaError_t error = cudaStreamGetId(stream, &stream_id);
-  if (error != cudaSuccess) return error;
+// By its id and not by its handle, which another stream may get once this one is destroyed.
+int identify(cudaStream_t stream, StreamId* id) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  error = cudaStreamGetCaptureInfo(stream, &status, &capture_id);
+  cudaError_t error = cudaStreamIsCapturing(stream, &status);
   if (error != cudaSuccess) return error;
   if (status == cudaStreamCaptureStatusInvalidated) return cudaErrorStreamCaptureInvalidated;
-  *key = {stream_id, status == cudaStreamCaptureStatusActive ? capture_id : 0};
-  return FASTCLIP_CUDA_OK;
+  if (status == cudaStreamCaptureStatusActive) {
+    *id = kCaptured;
+    return FASTCLIP_CUDA_OK;
+  }
+  unsigned long long number = 0;
+  error = cudaStreamGetId(stream, &number);
+  *id = number;
+  return error;
 }
 
 }  // namespace
@@ -94,11 +98,18 @@ int Context::initialize(int device) {
   return FASTCLIP_CUDA_OK;
 }
 
-int Context::find_ticket(StreamKey key, unsigned** ticket) {
-  if (const auto found = tickets_.find(key); found != tickets_.end()) {
+int Context::find_ticket(StreamId stream, unsigned** ticket) {
+  if (stream == kCaptured) return take_ticket(ticket);
+  if (const auto found = tickets_.find(*stream); found != tickets_.end()) {
     *ticket = found->second;
     return FASTCLIP_CUDA_OK;
   }
+  const int status = take_ticket(ticket);
+  if (status == FASTCLIP_CUDA_OK) tickets_[*stream] = *ticket;
+  return status;
+}
+
+int Context::take_ticket(unsigned** ticket) {
   if (num_free_tickets_ == 0) {
     const RelaxedCapture relaxed;
     constexpr size_t kBytes = kTicketsPerBlock * sizeof(unsigned);
@@ -109,25 +120,25 @@ int Context::find_ticket(StreamKey key, unsigned** ticket) {
     num_free_tickets_ = kTicketsPerBlock;
   }
   --num_free_tickets_;
-  *ticket = tickets_[key] = free_tickets_++;
+  *ticket = free_tickets_++;
   return FASTCLIP_CUDA_OK;
 }
 
 int Context::prepare(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets,
                      Prepared* prepared) {
   const auto stream = static_cast<cudaStream_t>(call.stream);
-  StreamKey key;
-  int status = key_of(stream, &key);
+  StreamId id;
+  int status = identify(stream, &id);
   if (status != FASTCLIP_CUDA_OK) return status;
-  status = find_ticket(key, &prepared->ticket);
+  status = find_ticket(id, &prepared->ticket);
   if (status != FASTCLIP_CUDA_OK) return status;
   prepared->max_update_blocks = num_multiprocessors_ * kUpdateBlocksPerMultiprocessor;
   Memory memory(stream, upload_stream_);
   if (targets != nullptr) {
-    status = target_tables_.find(key, {targets, call.num_spans}, memory, &prepared->targets);
+    status = target_tables_.find(id, {targets, call.num_spans}, memory, &prepared->targets);
     if (status != FASTCLIP_CUDA_OK) return status;
   }
-  return tables_.find(key, {call.spans, call.num_spans}, memory, &prepared->table);
+  return tables_.find(id, {call.spans, call.num_spans}, memory, &prepared->table);
 }
 
 }  // namespace fastclip::cuda

@@ -53,7 +53,8 @@ class Context {
   class Memory;
 
   int initialize(int device);
-  int find_ticket(StreamKey key, unsigned** ticket);
+  int find_ticket(StreamId stream, unsigned** ticket);
+  int take_ticket(unsigned** ticket);
 
   std::mutex mutex_;
   bool initialized_ = false;
@@ -61,8 +62,9 @@ class Context {
   cudaStream_t upload_stream_ = nullptr;  // for what must not become part of a capture
   TableCache<Table> tables_;
   TableCache<TargetTable> target_tables_;
-  // Every stream has a ticket of its own and so has every capture, whose graph may run beside the stream.
-  std::map<StreamKey, unsigned*> tickets_;
+  // Every stream has a ticket of its own, and so has every captured call: a graph may run beside the stream
+  // it was captured from, and its branches beside each other.
+  std::map<uint64_t, unsigned*> tickets_;
   unsigned* free_tickets_ = nullptr;
   size_t num_free_tickets_ = 0;
 };

@@ -103,12 +103,12 @@ int TargetTable::build(const Source& source) {
 }
 
 template <class Table>
-int TableCache<Table>::find(StreamKey key, const typename Table::Source& source, TableMemory& memory,
+int TableCache<Table>::find(StreamId stream, const typename Table::Source& source, TableMemory& memory,
                             const Table** found) {
   const bool by_value = Table::fits_arguments(source);
-  if (key.capture != 0 && !by_value) return find_captured(source, memory, found);
+  if (stream == kCaptured && !by_value) return find_captured(source, memory, found);
 
-  auto& slots = slots_[key.stream];
+  auto& slots = slots_[stream];
   Slot* oldest = nullptr;
   for (auto& slot : slots) {
     if (slot->table.matches(source)) {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <utility>
+#include <optional>
 #include <vector>
 
 #include "fastclip_cuda.h"
@@ -50,14 +50,10 @@ struct TargetTable {
   int build(const Source& source);
 };
 
-// Identifies a stream, and the capture it is in; capture 0 means that it executes.
-struct StreamKey {
-  uint64_t stream;
-  uint64_t capture;
-  bool operator<(const StreamKey& other) const {
-    return std::pair(stream, capture) < std::pair(other.stream, other.capture);
-  }
-};
+// Where a call's kernels go: into a stream, known by its id, or into the graph that is being captured from
+// one. A stream has no id while it is captured: cudaStreamGetId then fails and ends the capture.
+using StreamId = std::optional<uint64_t>;
+inline constexpr StreamId kCaptured = std::nullopt;
 
 class TableMemory {
  public:
@@ -82,7 +78,7 @@ class TableCache {
   // A table in device memory belongs to one stream, so that rewriting it is ordered behind the kernels that
   // read it. A table used in a capture is never changed nor given back, since the graph may be replayed at
   // any time; captures of the same source share it.
-  int find(StreamKey key, const typename Table::Source& source, TableMemory& memory, const Table** found);
+  int find(StreamId stream, const typename Table::Source& source, TableMemory& memory, const Table** found);
 
  private:
   struct Slot {
@@ -94,7 +90,7 @@ class TableCache {
 
   int find_captured(const typename Table::Source& source, TableMemory& memory, const Table** found);
 
-  std::map<uint64_t, std::vector<std::unique_ptr<Slot>>> slots_;
+  std::map<StreamId, std::vector<std::unique_ptr<Slot>>> slots_;
   std::vector<std::unique_ptr<Table>> captured_;
   uint64_t clock_ = 0;
 };

@@ -41,8 +41,8 @@ struct Position {
 };
 extern Position thread, block, grid;
 
-// Runs the kernel, or records it if the stream is capturing.
-void submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel);
+// Runs the kernel, or records it if the stream is being captured; false after a fault in that capture.
+bool submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel);
 void synchronize_block();
 unsigned long long shuffle_down(unsigned long long value, int delta);
 
@@ -113,8 +113,7 @@ cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id);
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
-                                     unsigned long long* id);
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaMalloc(void** memory, size_t nbytes);
@@ -139,6 +138,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Arguments...), dim3 num_blocks, dim3
   static_assert(kArgumentBytes <= 32764, "the arguments do not fit the argument space");
   if (num_blocks.x == 0 || num_threads.x == 0 || num_threads.x > 1024) return cudaErrorInvalidValue;
   const auto copies = emulation_copies<Arguments...>(arguments, std::index_sequence_for<Arguments...>());
-  emulation::submit(stream, num_blocks.x, num_threads.x, [=] { std::apply(kernel, copies); });
-  return cudaSuccess;
+  const auto run = [=] { std::apply(kernel, copies); };
+  return emulation::submit(stream, num_blocks.x, num_threads.x, run) ? cudaSuccess
+                                                                     : cudaErrorStreamCaptureInvalidated;
 }

@@ -32,7 +32,7 @@ struct State {
   bool has_driver = true;
   int allocations_until_failure = -1;
   const void* capturing = nullptr;
-  unsigned long long capture = 0;
+  bool invalidated = false;  // by a call that a capture does not permit
   cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
   std::vector<Launch> recorded;
   uintptr_t num_streams = 0;
@@ -122,19 +122,27 @@ void run(const Launch& launch) {
   }
 }
 
-bool forbidden_in_capture() {
-  return state.capturing != nullptr && state.mode == cudaStreamCaptureModeGlobal;
+// What a capture does not permit ends it, as on a device.
+cudaError_t refuse() {
+  state.invalidated = true;
+  return cudaErrorStreamCaptureUnsupported;
 }
+
+bool is_captured(const void* stream) { return state.capturing != nullptr && stream == state.capturing; }
+
+// Calls that might wait for the captured work are forbidden to its thread unless it says that they do not.
+bool may_block_capture() { return state.capturing != nullptr && state.mode == cudaStreamCaptureModeGlobal; }
 
 }  // namespace
 
-void submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel) {
+bool submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel) {
   Launch launch{num_blocks, num_threads, std::move(kernel)};
-  if (state.capturing != nullptr && stream == state.capturing) {
-    state.recorded.push_back(std::move(launch));
-  } else {
+  if (!is_captured(stream)) {
     run(launch);
+    return true;
   }
+  state.recorded.push_back(std::move(launch));
+  return !state.invalidated;
 }
 
 void synchronize_block() { wait(running.barrier, running.launch->num_threads); }
@@ -185,16 +193,17 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 
+// Refused in every mode; seen on an H100 with driver 580.
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  if (emulation::is_captured(stream)) return emulation::refuse();
   *id = reinterpret_cast<uintptr_t>(stream);
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
-                                     unsigned long long* id) {
-  const bool capturing = state.capturing != nullptr && stream == state.capturing;
-  *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-  if (capturing) *id = state.capture;
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = !emulation::is_captured(stream) ? cudaStreamCaptureStatusNone
+            : state.invalidated             ? cudaStreamCaptureStatusInvalidated
+                                            : cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 
@@ -204,12 +213,11 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  const bool capturing = state.capturing != nullptr && stream == state.capturing;
-  return capturing || emulation::forbidden_in_capture() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+  return emulation::is_captured(stream) || emulation::may_block_capture() ? emulation::refuse() : cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, size_t nbytes) {
-  if (emulation::forbidden_in_capture()) return cudaErrorStreamCaptureUnsupported;
+  if (emulation::may_block_capture()) return emulation::refuse();
   if (state.allocations_until_failure == 0) return cudaErrorMemoryAllocation;
   if (state.allocations_until_failure > 0) --state.allocations_until_failure;
   ++state.num_allocations;
@@ -218,7 +226,9 @@ cudaError_t cudaMalloc(void** memory, size_t nbytes) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void* memory, int value, size_t nbytes, cudaStream_t) {
+// The library clears memory on a stream of its own, never as a part of a graph.
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t nbytes, cudaStream_t stream) {
+  if (emulation::is_captured(stream)) return emulation::refuse();
   std::memset(memory, value, nbytes);
   return cudaSuccess;
 }
@@ -233,14 +243,14 @@ int emulation_num_allocations() { return state.num_allocations; }
 
 void emulation_begin_capture(void* stream) {
   state.capturing = stream;
-  ++state.capture;
+  state.invalidated = false;
   state.recorded.clear();
 }
 
-// Returns the number of kernels in the graph.
+// Returns the number of kernels in the graph, or -1 if a call has ended the capture.
 int emulation_end_capture() {
   state.capturing = nullptr;
-  return static_cast<int>(state.recorded.size());
+  return state.invalidated ? -1 : static_cast<int>(state.recorded.size());
 }
 
 void emulation_replay() {
