@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn import Module
 
 from fastclip import backends
 
@@ -25,12 +26,15 @@ def grad_norms(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.0) ->
         norm_type: p > 0, or inf for the largest magnitude.
 
     Returns:
-        1-d tensor of m <= n norms in the order given, float32 (float64 if any gradient is), on the device
-        of the first gradient. Root taken, in the unit of the gradients; 0 for an empty gradient.
+        1-d tensor of m <= n norms in the order given, float32 (float64 if any gradient is float64 or
+        complex128), on the device of the first gradient. Root taken, in the unit of the gradients; 0 for an
+        empty gradient. Complex elements count by their magnitude; those of a sparse gradient that stand
+        several times are added up first.
         Moves numel * itemsize bytes; no host synchronization.
 
     Raises:
         ValueError: norm_type is not > 0.
+        TypeError: A gradient is not floating point; the message names its position among the gradients.
 
     Source:
         Summation bound: Higham, Accuracy and Stability of Numerical Algorithms, ch. 4.
@@ -51,13 +55,39 @@ def find_nonfinite(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, 
             without a gradient are skipped.
 
     Returns:
-        Name -> (nan, inf), in the order given, of the gradients that hold any; empty if all are finite.
+        Name -> (nan, inf), in the order given, of the gradients that hold any; empty if all are finite. A
+        complex element counts by its parts: as nan, as inf or as both.
         Moves numel * itemsize bytes; synchronizes with the device.
+
+    Raises:
+        TypeError: There is something else than pairs; the message says what and where.
     """
     names, grads = [], []
-    for name, parameter in named_parameters:
+    for name, parameter in _pairs(named_parameters):
         if parameter.grad is not None:
             names.append(name)
             grads.append(parameter.grad)
     counts = backends.run("count_nonfinite", grads)
     return {names[position]: Nonfinite(nan, inf) for position, nan, inf in counts}
+
+
+def _pairs(named_parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Return the pairs, and never what can only be taken apart like one: a parameter of two rows, a name."""
+    if isinstance(named_parameters, Tensor | Module | Mapping):
+        raise _no_pairs(f"a {type(named_parameters).__name__}")
+    for position, entry in enumerate(named_parameters):
+        pair: Any = entry
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise _no_pairs(f"entry {position} is a {type(pair).__name__}")
+        name, parameter = pair
+        if isinstance(name, Tensor) or not hasattr(parameter, "grad"):
+            kinds = type(name).__name__, type(parameter).__name__
+            raise _no_pairs(f"entry {position} is ({', '.join(kinds)})")
+        yield name, parameter
+
+
+def _no_pairs(what: str) -> TypeError:
+    return TypeError(
+        f"find_nonfinite: {what}; expected (name, parameter) pairs. Give it `module.named_parameters()`, or "
+        f"`enumerate(parameters)` where there are no names."
+    )

@@ -91,7 +91,8 @@ def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
     if not grads:
         return torch.empty(0)
     with torch.no_grad():
-        norms = [_tensor_norm(g, norm_type) if g.numel() else g.new_zeros(()) for g in grads]
+        values = [_values(position, grad) for position, grad in enumerate(grads)]
+        norms = [_tensor_norm(v, norm_type) if v.numel() else v.new_zeros(()) for v in values]
         stacked = torch.stack([n.to(grads[0].device, _wide_dtype(grads[0])) for n in norms])
         return stacked.to(_returned_dtype(grads))
 
@@ -100,13 +101,41 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
     """Return (position, nan, inf) of each tensor that is not finite; synchronizes with the device."""
     counts = []
     for position, tensor in enumerate(tensors):
-        values = tensor.detach()
-        if values.layout != torch.strided:
-            values = values.coalesce().values() if values.layout == torch.sparse_coo else values.values()
+        values = _stored(tensor.detach())
         nan, inf = int(values.isnan().sum()), int(values.isinf().sum())
         if nan or inf:
             counts.append((position, nan, inf))
     return counts
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Return the elements that a tensor of any layout holds, each once, of a dtype that torch can compare."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    if tensor.is_nested:
+        return (
+            torch.cat([part.reshape(-1) for part in tensor.unbind()]) if tensor.size(0) else tensor.values()
+        )
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce().values()
+    elif tensor.layout is torch._mkldnn:  # type: ignore[attr-defined]
+        tensor = tensor.to_dense()
+    elif tensor.layout is not torch.strided:
+        tensor = tensor.values()
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+
+
+def _values(position: int, grad: Tensor) -> Tensor:
+    """Return the magnitudes of a gradient, or something real that has the same."""
+    values = _stored(grad)
+    if values.is_complex():
+        return values.to(torch.complex128).abs()  # where the magnitude of what is finite cannot overflow
+    if not values.is_floating_point():
+        raise TypeError(
+            f"grad_norms: gradient {position} ({grad.dtype}, shape {tuple(grad.shape)}, {grad.device}) is "
+            f"not floating point; expected a real or complex floating-point dtype."
+        )
+    return values
 
 
 def _are_plain(tensors: list[Tensor]) -> bool:
@@ -125,7 +154,8 @@ def _widened(norm: Tensor) -> Tensor:
 
 
 def _returned_dtype(tensors: list[Tensor]) -> torch.dtype:
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    wide = (torch.float64, torch.complex128)
+    return torch.float64 if any(t.dtype in wide for t in tensors) else torch.float32
 
 
 def _returned(wide: Tensor, tensors: list[Tensor]) -> Tensor:
