@@ -258,3 +258,69 @@ def test_what_torchs_scaler_refuses_is_refused() -> None:
     scaler.update()
     with pytest.raises(AssertionError, match="No inf checks were recorded"):
         scaler.update()
+
+
+KINDS = pytest.mark.parametrize("kind", [torch.amp.GradScaler, fastclip.GradScaler])
+
+
+@KINDS
+@pytest.mark.parametrize("route", MAKERS)
+def test_unscaled_by_way_of_the_wrapped_optimizer_it_is_unscaled_once(route: str, kind: Any) -> None:
+    finals = []
+    for unscaled in (None, "wrapper", "wrapped"):
+        params, scaler = cases.parameters(), make_scaler(kind)
+        optimizer = ClippedOptimizer(MAKERS[route](params), cases.MAX_NORM)
+        for grads in steps(10):
+            backward(scaler, params, grads)
+            if unscaled:
+                scaler.unscale_(optimizer if unscaled == "wrapper" else optimizer.optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        assert vars(optimizer).keys().isdisjoint(("grad_scale", "found_inf"))
+        finals.append([scaler.state_dict(), optimizer.stats(), cases.snapshot(params, optimizer)])
+    assert finals[0][:2] == finals[1][:2] == finals[2][:2]
+    cases.assert_same(finals[1][2], finals[2][2])
+    torch.testing.assert_close(finals[0][2], finals[2][2], rtol=1e-5, atol=1e-6)
+
+
+@KINDS
+def test_what_would_unscale_twice_is_refused(kind: Any) -> None:
+    def start() -> Any:
+        params, scaler = cases.parameters(), make_scaler(kind)
+        optimizer = ClippedOptimizer(AdamW(params), 1.0)
+        backward(scaler, params, next(cases.gradients(1)))
+        return scaler, optimizer, cases.snapshot(params, optimizer), params
+
+    scaler, optimizer, before, params = start()
+    scaler.unscale_(optimizer.optimizer)
+    if kind is torch.amp.GradScaler:
+        scaler.unscale_(optimizer)  # which it takes for another optimizer
+        with pytest.raises(
+            RuntimeError, match=r"^ClippedOptimizer\.step: .* already by way of the wrapped AdamW"
+        ):
+            scaler.step(optimizer)
+    else:
+        with pytest.raises(RuntimeError, match=r"unscale_\(\) has already been called"):
+            scaler.unscale_(optimizer)
+    cases.assert_same(before, cases.snapshot(params, optimizer))
+
+    scaler, optimizer, before, params = start()
+    scaler.step(optimizer.optimizer)
+    before = cases.snapshot(params, optimizer)
+    with pytest.raises(RuntimeError, match=r"already been called|unscaled these gradients already"):
+        scaler.step(optimizer)
+    cases.assert_same(before, cases.snapshot(params, optimizer))
+
+
+def test_ours_knows_the_wrapped_optimizer_once_the_clipped_one_is_unscaled() -> None:
+    """torch's scaler cannot: nothing of fastclip takes part in a step of the wrapped optimizer."""
+    params, scaler = cases.parameters(), make_scaler()
+    optimizer = ClippedOptimizer(SGD(params, lr=1.0), 1e9)
+    before = [p.detach().clone() for p in params]
+    grads = next(cases.gradients(1))
+    backward(scaler, params, grads)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer.optimizer)
+    scaler.update()
+    for param, start, grad in zip(params, before, grads, strict=True):
+        torch.testing.assert_close(param.detach(), start - grad.float(), rtol=1e-5, atol=1e-6)

@@ -49,6 +49,53 @@ def test_is_an_optimizer_whose_parts_are_the_wrapped_ones() -> None:
         _ = optimizer.no_such_thing
 
 
+class Outer(Optimizer):
+    """Another wrapper, which passes on what is set."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+
+    param_groups = property(lambda s: s.inner.param_groups, lambda s, v: setattr(s.inner, "param_groups", v))
+    state = property(lambda s: s.inner.state, lambda s, v: setattr(s.inner, "state", v))
+    defaults = property(lambda s: s.inner.defaults, lambda s, v: setattr(s.inner, "defaults", v))
+
+
+@pytest.mark.parametrize("around", [lambda optimizer: optimizer, Outer])
+def test_its_parts_can_be_set_as_in_torch(around: Any) -> None:
+    params, optimizer = ready()
+    optimizer.step()
+    moved = copy.deepcopy(optimizer.state)
+    state = type(moved)(dict, zip(params, moved.values(), strict=True))
+    groups = [
+        {**optimizer.param_groups[0], "params": [p], "lr": lr}
+        for p, lr in zip(params, (0, 0, 1), strict=True)
+    ]
+    for name, value in (("state", state), ("param_groups", groups), ("defaults", {"lr": 1.0})):
+        setattr(around(optimizer), name, value)
+        assert getattr(optimizer, name) is getattr(optimizer.optimizer, name) is value
+    before = cases.snapshot(params, optimizer)
+    optimizer.step()
+    assert optimizer.route == "native"
+    assert [torch.equal(p, b) for p, b in zip(params, before[0], strict=True)] == [True, True, False]
+    assert state[params[0]]["step"] == 2
+
+
+@pytest.mark.parametrize("to_wrapped", [True, False])
+def test_a_group_may_be_added_on_either_side_under_a_scheduler_of_either(to_wrapped: bool) -> None:
+    params, optimizer = ready()
+    scheduled, added = (optimizer.optimizer, optimizer) if to_wrapped else (optimizer, optimizer.optimizer)
+    scheduler: LRScheduler = CosineAnnealingLR(scheduled, T_max=10)
+    late = torch.nn.Parameter(torch.zeros(2))
+    late.grad = torch.ones(2)
+    added.add_param_group({"params": [late], "lr": 0.5, "initial_lr": 0.5})
+    scheduler.base_lrs.append(0.5)
+    optimizer.step()
+    scheduler.step()
+    assert late.tolist() == pytest.approx([-0.5, -0.5], rel=1e-6)
+    assert optimizer.param_groups[1]["lr"] < 0.5
+    assert set(optimizer.state) == {*params, late}
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_zero_grad(set_to_none: bool) -> None:
     params, optimizer = ready()

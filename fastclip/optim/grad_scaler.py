@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from fastclip.optim.gradients import gradients
 from fastclip.optim.settings import VERDICTS
-from fastclip.optim.wrapper import settings_of
+from fastclip.optim.wrapper import ClippedOptimizer, settings_of
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -22,11 +22,17 @@ class GradScaler(torch.amp.GradScaler):
 
     Everything else is torch's: arguments, growth and backoff, checkpoints, `unscale_`, other optimizers. As
     with torch's, a step that overflows is left out whatever `nonfinite` says. A norm beyond the range of
-    float32 counts as an overflow, too.
+    float32 counts as an overflow, too. A `ClippedOptimizer` and the optimizer in it are one to `unscale_`.
     """
+
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale; as `torch.amp.GradScaler.unscale_`."""
+        self._see_as_one(optimizer)
+        super().unscale_(optimizer)
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
         """Step unless a gradient is inf or nan; as `torch.amp.GradScaler.step`."""
+        self._see_as_one(optimizer)
         try:
             return super().step(optimizer, *args, **kwargs)
         except BaseException:
@@ -34,6 +40,12 @@ class GradScaler(torch.amp.GradScaler):
             for name in ("grad_scale", "found_inf"):
                 vars(optimizer).pop(name, None)
             raise
+
+    def _see_as_one(self, optimizer: Optimizer) -> None:
+        """Keep one record of a clipped optimizer and of the one in it, which have the same gradients."""
+        if self._enabled and isinstance(optimizer, ClippedOptimizer):
+            states, wrapped = self._per_optimizer_states, id(optimizer.optimizer)
+            states[id(optimizer)] = states[wrapped]
 
     def _check_inf_per_device(self, optimizer: Optimizer) -> dict[Any, Any]:
         settings = settings_of(optimizer)

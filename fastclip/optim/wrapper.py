@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from fastclip.optim import routes
+from fastclip.optim.callers import stepping_scaler
 from fastclip.optim.closures import is_evaluated_once, step_through
 from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
@@ -64,9 +66,6 @@ class ClippedOptimizer(Optimizer):
         BackendUnavailableError: fused=True and the step cannot be folded; `step` may raise it, too.
     """
 
-    # A GradScaler then leaves unscaling and the skip to `step`, through `grad_scale` and `found_inf`.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -107,19 +106,53 @@ class ClippedOptimizer(Optimizer):
         return getattr(self.optimizer, name)
 
     @property
-    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
-        """Return the wrapped optimizer's state."""
+    def state(self) -> defaultdict[Tensor, Any]:
+        """The wrapped optimizer's state; can be set, as in torch."""
         return self.optimizer.state
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """Return the wrapped optimizer's groups."""
-        return self.optimizer.param_groups
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        self.optimizer.state = state
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return the wrapped optimizer's defaults."""
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The wrapped optimizer's groups; can be set, as in torch."""
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, param_groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The wrapped optimizer's defaults; can be set, as in torch."""
         return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.optimizer.defaults = defaults
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Let a GradScaler leave unscaling and the skip to `step`, through `grad_scale` and `found_inf`."""
+        scaler = stepping_scaler()
+        if scaler is not None:
+            self._take_over_unscaling(scaler)
+        return True
+
+    def _take_over_unscaling(self, scaler: torch.amp.GradScaler) -> None:
+        """Tell a scaler, in its `step`, what it did to these gradients through the wrapped optimizer."""
+        states = scaler._per_optimizer_states
+        own, of_wrapped = states[id(self)], states.get(id(self.optimizer))
+        if of_wrapped is None or of_wrapped is own or of_wrapped["stage"] is OptState.READY:
+            return
+        if own["stage"] is OptState.UNSCALED or of_wrapped["stage"] is OptState.STEPPED:
+            raise RuntimeError(
+                "ClippedOptimizer.step: a GradScaler unscaled these gradients already by way of the wrapped "
+                f"{type(self.optimizer).__name__}; expected the ClippedOptimizer alone. Give it, and not the "
+                "wrapped optimizer, to unscale_ and step."
+            )
+        own.update(of_wrapped)  # in place: `GradScaler.step` holds it
 
     @property
     def max_norm(self) -> float:
