@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip.errors import BackendUnavailableError
-from fastclip.optim import plain, routes, torch_fused
+from fastclip.optim import checkpoints, plain, routes, torch_fused
+from fastclip.optim.callers import is_checkpointing
 from fastclip.optim.closures import is_evaluated_once
 from fastclip.optim.gradients import gradients, measure, parameters
-from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 from fastclip.optim.wrapper import ATTACHED, check_unclipped
 
@@ -107,7 +108,8 @@ class AttachedClipping:
         positional = list(args)
         closure = kwargs.get("closure", positional[1] if len(positional) > 1 else None)
         if closure is None:
-            self._clip()
+            if not is_checkpointing():
+                self._clip()
             return None
         # The gradients exist only after the closure, so that is where they are clipped.
         clipping = self._clipping(closure)
@@ -177,8 +179,9 @@ class AttachedClipping:
         self._attributes = {}
 
     def _add_counters(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return {**state, CHECKPOINT_KEY: self._tally.state_dict()}
+        return checkpoints.with_counters(optimizer, state, self._tally)
 
     def _take_counters(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        self._tally.load_state_dict(state.get(CHECKPOINT_KEY))
-        return {key: value for key, value in state.items() if key != CHECKPOINT_KEY}
+        state, counters = checkpoints.without_counters(state)
+        self._tally.load_state_dict(counters)
+        return state

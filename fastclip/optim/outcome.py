@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHECKPOINT_KEY = "fastclip"
-"""Under which the counters stand in a `state_dict`."""
-
 
 class Outcome:
     """What happened in one step: 0-dim tensors on the device of the gradients.

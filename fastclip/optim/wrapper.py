@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
-from fastclip.optim import routes
-from fastclip.optim.callers import stepping_scaler
+from fastclip.optim import checkpoints, routes
+from fastclip.optim.callers import is_checkpointing, stepping_scaler
 from fastclip.optim.closures import is_evaluated_once, step_through
 from fastclip.optim.native.state import as_torch_keeps_it
-from fastclip.optim.outcome import CHECKPOINT_KEY, NO_GRADIENTS, Outcome, Stats, Tally
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 
 ATTACHED = "_fastclip_attached"
@@ -108,6 +108,8 @@ class ClippedOptimizer(Optimizer):
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         """The wrapped optimizer's state; can be set, as in torch."""
+        if is_checkpointing():
+            return checkpoints.StateWithCounters(self.optimizer.state)
         return self.optimizer.state
 
     @state.setter
@@ -189,6 +191,9 @@ class ClippedOptimizer(Optimizer):
             RuntimeError: As `nonfinite` and `max_consecutive_skips` ask for.
             BackendUnavailableError: fused=True and this step cannot be folded.
         """
+        if closure is None and is_checkpointing():
+            checkpoints.make_state(self.optimizer)
+            return None
         amp = Amp.take(self)
         settings = self._settings.under(amp)
         loss = None
@@ -217,12 +222,13 @@ class ClippedOptimizer(Optimizer):
         """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
 
         Plain torch loads it, and leaves that key alone; step counters are where torch keeps them.
+        torch.distributed.checkpoint finds fastclip's counters with the state of a parameter.
         Synchronizes with the device.
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         own = as_torch_keeps_it(self.optimizer, self.optimizer.state_dict())
-        state = {**own, CHECKPOINT_KEY: self._tally.state_dict()}
+        state = checkpoints.with_counters(self.optimizer, own, self._tally)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
         return state
@@ -232,7 +238,7 @@ class ClippedOptimizer(Optimizer):
         state = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
-        counters = state.pop(CHECKPOINT_KEY, None)
+        state, counters = checkpoints.without_counters(state)
         self.optimizer.load_state_dict(state)
         self._tally.load_state_dict(counters)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

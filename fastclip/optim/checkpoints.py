@@ -1,0 +1,105 @@
+"""Where fastclip's counters stand in a checkpoint, and how they pass through torch.distributed.checkpoint.
+
+In a `state_dict` they have a key of their own beside `state` and `param_groups`. torch.distributed.checkpoint
+carries nothing but these two and, flattened, of a parameter's state only the names that it has by then. So
+there the counters stand in the state of the first parameter that has any; loading takes them out again.
+FullyShardedDataParallel (not `fully_shard`) leaves no place for them: there they start from nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastclip.optim.callers import is_checkpointing
+from fastclip.optim.outcome import Tally
+
+KEY = "fastclip"
+"""Under which the counters stand."""
+
+_NAMES = ("steps", "clipped", "skipped", "consecutive_skips", "largest_norm")
+
+
+class StateWithCounters(defaultdict[Tensor, Any]):
+    """An optimizer's state as torch.distributed.checkpoint is to see it: to read the names in it."""
+
+    def __init__(self, state: dict[Tensor, Any]) -> None:
+        """Take the optimizer's own."""
+        super().__init__(dict, state)
+
+    def __getitem__(self, param: Tensor) -> dict[str, Any]:
+        """Return the state of a parameter with a place for the counters."""
+        return {**self.get(param, {}), KEY: {}}
+
+
+def with_counters(optimizer: Optimizer, state_dict: dict[str, Any], tally: Tally) -> dict[str, Any]:
+    """Return an optimizer's `state_dict` with the counters."""
+    if not is_checkpointing():
+        return {**state_dict, KEY: tally.state_dict()}
+    trained = {
+        index: param
+        for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+        for param, index in zip(group["params"], saved["params"], strict=True)
+        if param.requires_grad
+    }
+    # An optimizer without any state needs an entry for each parameter, or those without would be missed.
+    state = dict(state_dict["state"]) or {index: {} for index in trained}
+    first = next((index for index in trained if index in state), None)
+    # FullyShardedDataParallel takes a vector for a shard, and numbers only if all ranks have the same.
+    if first is not None and not getattr(trained[first], "_fsdp_flattened", False):
+        state[first] = {**state[first], KEY: _as_tensor(tally.state_dict(), trained[first].device)}
+    return {**state_dict, "state": state}
+
+
+def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float] | None]:
+    """Return an optimizer's own `state_dict`, and the counters that were in it."""
+    rest = {key: value for key, value in state_dict.items() if key != KEY}
+    state = rest.get("state", {})
+    carried = [entry[KEY] for entry in state.values() if isinstance(entry, dict) and KEY in entry]
+    if not carried:
+        return rest, state_dict.get(KEY)
+    own = {key: _without_key(entry) for key, entry in state.items()}
+    rest["state"] = {key: entry for key, entry in own.items() if entry != {}}
+    counters = next((entry for entry in carried if isinstance(entry, Tensor)), None)
+    return rest, None if counters is None else dict(zip(_NAMES, counters.tolist(), strict=True))
+
+
+def _as_tensor(counters: dict[str, float], device: torch.device) -> Tensor:
+    """Return what torch.distributed.checkpoint takes for state: a tensor that is beside its parameter."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.tensor([counters[name] for name in _NAMES], dtype=dtype, device="cpu").to(device)
+
+
+def _without_key(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    return {name: value for name, value in entry.items() if name != KEY}
+
+
+def make_state(optimizer: Optimizer) -> None:
+    """Make the state that a first step makes, as if none had been taken.
+
+    For torch.distributed.checkpoint, which has set gradients and learning rates to 0, and which saves and
+    loads what state there is. Parameters keep their bits: nothing decays, and no step is counted.
+    """
+    decays = [group.get("weight_decay") for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
+    try:
+        optimizer.step()
+    finally:
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            if "weight_decay" in group:
+                group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        step = state.get("step")
+        if isinstance(step, Tensor):
+            with torch.no_grad():
+                step.zero_()
+        elif step is not None:
+            state["step"] = 0
