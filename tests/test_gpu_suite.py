@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu_suite.waiting import forbidden_waits
 from readme_tables import gpu_table
 
 ROOT = Path(__file__).parents[1]
@@ -288,3 +290,36 @@ def test_a_deadline_counts_down() -> None:
     assert deadline.left_s() == 57.5
     assert deadline.left_s() < 0
     assert math.isfinite(Deadline(1.0).left_s())
+
+
+def test_a_test_that_fails_leaves_no_mode_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int | str] = [0]
+
+    def set_mode(mode: int | str) -> None:
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.raises(ZeroDivisionError), forbidden_waits():
+        1 / 0  # noqa: B018
+    assert modes == [0, "error", 0]
+
+
+def test_other_warnings_of_the_mode_are_errors_and_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[int | str] = [0]
+
+    def set_mode(mode: int | str) -> None:
+        modes.append(mode)
+        if mode == "error":
+            warnings.warn("something else", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.raises(UserWarning, match="something else"), forbidden_waits():
+        pass
+    assert modes == [0, "error", 0]
+
+
+def test_that_benchmarks_are_off_in_several_processes_is_no_error() -> None:
+    warnings.warn("Benchmarks are automatically disabled because xdist plugin is active.", stacklevel=1)

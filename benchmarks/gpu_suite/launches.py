@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastclip.bench.peers import Peer
 from gpu_suite.device import Device
+from gpu_suite.waiting import forbidden_waits
 from gpu_suite.workloads import parameter_of
 
 MAX_LAUNCHES = 2
@@ -50,12 +51,8 @@ def counts_of(call: Callable[[], object]) -> dict[str, int]:
     """Return the kernels, copies and waits of a call; raises where torch itself would wait."""
     torch.cuda.synchronize()
     # Raises where torch itself would wait; the profiler sees what anyone else calls.
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            call()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with forbidden_waits(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
     # The profiler itself waits for the device when it stops; that comes after the last launch.
     kinds: Counter[str] = Counter()
     events = sorted(profiler.events(), key=lambda e: e.time_range.start)
