@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from gpu_suite.waiting import forbidden_waits
 from readme_tables import gpu_table
+
+import fastclip
 
 ROOT = Path(__file__).parents[1]
 
@@ -323,3 +327,50 @@ def test_other_warnings_of_the_mode_are_errors_and_leave_none_behind(monkeypatch
 
 def test_that_benchmarks_are_off_in_several_processes_is_no_error() -> None:
     warnings.warn("Benchmarks are automatically disabled because xdist plugin is active.", stacklevel=1)
+
+
+def test_a_row_runs_the_backend_whose_name_it_carries() -> None:
+    from gpu_suite.subjects import fastclip_peer, within
+
+    from fastclip import backends
+
+    assert within("eager", backends.chosen)() == "eager"
+    inside = within("cpu", backends.chosen)
+    gc.collect()  # what holds the choice must not be collected
+    with fastclip.use_backend("eager"):
+        assert inside() == "cpu"
+        assert backends.chosen() == "eager"
+    unusable = next(name for name, info in fastclip.backend_info().items() if not info.available)
+    with pytest.raises(fastclip.BackendUnavailableError, match=unusable):
+        fastclip_peer(unusable)
+
+
+def test_an_annotation_is_no_kernel() -> None:
+    from gpu_suite.launches import count_events
+
+    def event(name: str, start: int, *, on_device: bool, annotation: bool = False) -> SimpleNamespace:
+        kind = torch.autograd.DeviceType.CUDA if on_device else torch.autograd.DeviceType.CPU
+        time_range = SimpleNamespace(start=start)
+        return SimpleNamespace(
+            name=name, time_range=time_range, device_type=kind, is_user_annotation=annotation
+        )
+
+    step = "Optimizer.step#ClippedOptimizer.step"
+    events = [
+        event("cudaDeviceSynchronize", 9, on_device=False),  # the profiler's own, behind the last launch
+        event(step, 0, on_device=False, annotation=True),
+        event("cudaLaunchKernel", 1, on_device=False),
+        event("accumulate", 2, on_device=True),
+        event(step, 2, on_device=True, annotation=True),
+    ]
+    assert count_events(events) == {"kernels": 1, "copies": 0, "waits": 0}
+    more = [event("cudaMemcpyAsync", 0, on_device=False), event("Memcpy HtoD", 1, on_device=True)]
+    assert count_events([*events, *more]) == {"kernels": 1, "copies": 1, "waits": 1}
+
+
+def test_the_profiler_says_what_is_an_annotation() -> None:
+    with torch.profiler.profile() as profiler, torch.profiler.record_function("a region"):
+        torch.ones(3).sum()
+    kinds = {event.name: event.is_user_annotation for event in profiler.events()}
+    assert kinds["a region"]
+    assert not kinds["aten::sum"]

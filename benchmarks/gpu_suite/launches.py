@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -53,15 +54,24 @@ def counts_of(call: Callable[[], object]) -> dict[str, int]:
     # Raises where torch itself would wait; the profiler sees what anyone else calls.
     with forbidden_waits(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         call()
+    return count_events(profiler.events())
+
+
+def count_events(profiled: Iterable[Any]) -> dict[str, int]:
+    """Return the kernels, copies and waits among the profiler's events.
+
+    A region that torch annotates, as it does every optimizer's step, has an event on the device, too, and is
+    no kernel.
+    """
     # The profiler itself waits for the device when it stops; that comes after the last launch.
     kinds: Counter[str] = Counter()
-    events = sorted(profiler.events(), key=lambda e: e.time_range.start)
+    events = sorted(profiled, key=lambda e: e.time_range.start)
     runtime = [e.name for e in events if e.name.startswith(("cuda", "cu", "hip"))]
     launches = [i for i, name in enumerate(runtime) if "Launch" in name]
     last_launch = launches[-1] if launches else -1
     kinds["waits"] = sum(any(w in name for w in WAITS) for name in runtime[: last_launch + 1])
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             is_copy = event.name.startswith(("Memcpy", "Memset"))
             kinds["copies" if is_copy else "kernels"] += 1
     return {name: kinds[name] for name in ("kernels", "copies", "waits")}

@@ -47,7 +47,7 @@ def fastclip_peer(backend: str) -> Peer:
 def within(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with one backend in force, chosen once and not at every call."""
     context = contextvars.copy_context()
-    context.run(lambda: fastclip.use_backend(backend).__enter__())
+    context.run(backends.choose, backend)
     return lambda *args: context.run(function, *args)
 
 

@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, cast
 
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
@@ -60,6 +60,18 @@ def chosen() -> str:
     return _chosen.get() or _from_environment()
 
 
+def choose(name: str) -> Token[str | None]:
+    """Use one backend from here on in this context, as `use_backend` does in its block.
+
+    Returns:
+        What `ContextVar.reset` takes to go back.
+    """
+    _checked(name, "use_backend")
+    if name != "auto":
+        _demanded(name)
+    return _chosen.set(name)
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Use one backend for every fastclip call inside the `with` block, in this thread or task.
@@ -72,10 +84,7 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: no backend has this name.
         BackendUnavailableError: the backend cannot run here.
     """
-    _checked(name, "use_backend")
-    if name != "auto":
-        _demanded(name)
-    token = _chosen.set(name)
+    token = choose(name)
     try:
         yield
     finally:

@@ -133,7 +133,7 @@ def save(results: Results, path: Path) -> None:
     content = {"schema": SCHEMA, **asdict(results)}
     for row, entry in zip(results.rows, content["rows"], strict=True):
         entry["derived"] = {"ratios": row.ratios, "gbps": row.gbps, "share": row.share}
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)
 
 
 def load(path: Path) -> Results:
@@ -158,6 +158,21 @@ def load(path: Path) -> Results:
         raise ResultsError(f"{path}: no such file. Write it with `fastclip bench --json {path}`.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path}: not a results file ({error!r}). Run the benchmark again.") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write results with one row, or one entry of a part, on each line, so that a difference can be read."""
+    parts = [f"{json.dumps(name)}: {_lines(part)}" for name, part in content.items()]
+    write_whole(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+
+def _lines(part: Any) -> str:
+    if not part or not isinstance(part, (dict, list)):
+        return json.dumps(part)
+    if isinstance(part, list):
+        return "[\n" + ",\n".join(f" {json.dumps(row)}" for row in part) + "\n]"
+    entries = (f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in part.items())
+    return "{\n" + ",\n".join(entries) + "\n}"
 
 
 def write_whole(path: Path, content: bytes) -> None:
