@@ -8,7 +8,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ SOURCES = HERE.parent / "csrc" / "cuda"
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ITEM_SIZES = {dtype: torch.empty(0, dtype=dtype).element_size() for dtype in DTYPES}
 POISON = 0x5A
+CAPTURE_MODES = ("global", "thread_local", "relaxed")
 
 
 class Span(ctypes.Structure):
@@ -135,6 +136,16 @@ def built() -> Library:
     return Library(library)
 
 
+def on_a_new_stream() -> Iterator[Library]:
+    """A fixture: the library on a stream that no other test has used, for which nothing is cached."""
+    library = built()
+    library.device, library.stream = 0, library.stream + 1
+    yield library
+    library.end_capture()  # which a test that fails may leave behind
+    library.c.emulation_set_allocations_until_failure(-1)
+    library.c.emulation_set_driver(True)
+
+
 def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     """Let fastclip's route for CUDA parameters, and no other, take those on the CPU; return the library."""
     library = built()
@@ -149,12 +160,12 @@ def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
 class Library:
     """The C interface on CPU tensors; every call may choose its device and stream."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stream: int = 1) -> None:
         self.path = path
         self.c = ctypes.CDLL(str(path))
         self.c.fastclip_cuda_message.restype = ctypes.c_char_p
         self.device = 0
-        self.stream = 1
+        self.stream = stream
 
     def spans(self, tensors: Sequence[torch.Tensor]) -> ctypes.Array[Span]:
         listed = [Span(t.data_ptr(), t.numel(), DTYPES[t.dtype]) for t in tensors]
@@ -280,11 +291,11 @@ class Library:
     def num_allocations(self) -> int:
         return int(self.c.emulation_num_allocations())
 
-    def begin_capture(self) -> None:
-        self.c.emulation_begin_capture(ctypes.c_void_p(self.stream))
+    def begin_capture(self, mode: str = "global") -> None:
+        self.c.emulation_begin_capture(ctypes.c_void_p(self.stream), CAPTURE_MODES.index(mode))
 
     def end_capture(self) -> int:
-        """Return the number of kernels captured, or -1 if a call that no capture permits has ended it."""
+        """Return the number of kernels captured; -1 if the capture was invalidated."""
         return int(self.c.emulation_end_capture())
 
     def replay(self) -> None:

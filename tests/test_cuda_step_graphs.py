@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
 
 import cuda_library
 import pytest
@@ -16,13 +15,7 @@ pytestmark = pytest.mark.skipif(cuda_library.compiler() is None, reason="needs g
 LAUNCHES = 3
 
 
-@pytest.fixture
-def library() -> Iterator[Library]:
-    built = cuda_library.built()
-    # A stream that no other test has used: nothing is cached for it.
-    built.device, built.stream = 0, built.stream + 1
-    yield built
-    built.c.emulation_set_allocations_until_failure(-1)
+library = pytest.fixture(cuda_library.on_a_new_stream)
 
 
 class Problem:

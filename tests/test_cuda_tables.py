@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 import threading
-from collections.abc import Iterator
+from pathlib import Path
 
 import cuda_library
 import pytest
@@ -22,14 +24,7 @@ KERNELS = 2
 TABLES_PER_STREAM = 4
 
 
-@pytest.fixture
-def library() -> Iterator[Library]:
-    built = cuda_library.built()
-    # A stream that no other test has used: nothing is cached for it.
-    built.device, built.stream = 0, built.stream + 1
-    yield built
-    built.c.emulation_set_allocations_until_failure(-1)
-    built.c.emulation_set_driver(True)
+library = pytest.fixture(cuda_library.on_a_new_stream)
 
 
 def many(
@@ -114,35 +109,84 @@ def test_streams_do_not_share_a_table(library: Library) -> None:
     assert launches_of_clip(library, tensors) == KERNELS
 
 
-@pytest.mark.parametrize("num_spans", [5, NUM_MANY])
-def test_a_captured_graph_replays_with_new_gradients(library: Library, num_spans: int) -> None:
+def captured_clip(
+    library: Library, num_spans: int, mode: str = "global"
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Capture a clip to 1; return the gradients and where the graph writes their norm."""
     tensors = many(num_spans)
-    library.begin_capture()
-    captured = torch.zeros(())
-    call = library.call(tensors)
-    status = library.c.fastclip_cuda_clip_grad_norm(
-        cuda_library.byref(call),
-        cuda_library.double(2.0),
-        cuda_library.double(1.0),
-        0,
-        cuda_library.pointer(captured),
-    )
+    library.begin_capture(mode)
+    norm = library.clip_grad_norm(tensors, 1.0)
     assert library.end_capture() == KERNELS
-    library.finish(status)
-    workspace = library.workspace
+    return tensors, norm
 
-    # What happens to the stream's tables in between must not matter to the graph.
-    for i in range(2 * TABLES_PER_STREAM):
-        launches_of_clip(library, many(NUM_MANY + i))
 
+def check_replays(library: Library, tensors: list[torch.Tensor], norm: torch.Tensor) -> None:
     for value in (1.0, 7.0):
         for tensor in tensors:
             tensor.fill_(value)
-        workspace.fill_(cuda_library.POISON)
         library.replay()
-        expected = value * (2 * num_spans) ** 0.5
-        assert captured.item() == pytest.approx(expected, rel=1e-6)
+        expected = value * (2 * len(tensors)) ** 0.5
+        assert norm.item() == pytest.approx(expected, rel=1e-6)
         assert tensors[-1].tolist() == pytest.approx([value / expected] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", cuda_library.CAPTURE_MODES)
+@pytest.mark.parametrize("num_spans", [5, NUM_MANY])
+def test_a_captured_graph_replays_with_new_gradients(library: Library, num_spans: int, mode: str) -> None:
+    tensors, norm = captured_clip(library, num_spans, mode)
+    workspace = library.workspace
+    # What happens to the stream's tables in between must not matter to the graph.
+    for i in range(2 * TABLES_PER_STREAM):
+        launches_of_clip(library, many(NUM_MANY + i))
+    workspace.fill_(cuda_library.POISON)
+    check_replays(library, tensors, norm)
+
+
+@pytest.mark.parametrize("num_spans", [5, NUM_MANY])
+def test_the_first_call_of_all_may_be_captured(library: Library, num_spans: int, tmp_path: Path) -> None:
+    new = Library(Path(shutil.copy(library.path, tmp_path)))  # which knows of no device yet
+    check_replays(new, *captured_clip(new, num_spans))
+    new.begin_capture()
+    new.check(new.c.fastclip_cuda_probe(1))
+    assert new.end_capture() == 0
+
+
+def test_a_capture_survives_calls_of_other_threads(library: Library) -> None:
+    """Which allocate, wait and ask for their stream's id."""
+    tensors = many(NUM_MANY)
+    library.begin_capture()
+    thread = threading.Thread(target=launches_of_clip, args=(Library(library.path, stream=-1), many(5000)))
+    thread.start()
+    thread.join()
+    norm = library.clip_grad_norm(tensors, 1.0)
+    assert library.end_capture() == KERNELS
+    check_replays(library, tensors, norm)
+
+
+@pytest.mark.parametrize("mode", cuda_library.CAPTURE_MODES)
+def test_an_emulated_capture_refuses_what_a_real_one_does(library: Library, mode: str) -> None:
+    word = ctypes.c_uint64()
+    of_this, of_another = ctypes.c_void_p(library.stream), ctypes.c_void_p(-1)
+    always = [
+        lambda: library.c.cudaStreamGetId(of_this, ctypes.byref(word)),
+        lambda: library.c.cudaStreamSynchronize(of_this),
+    ]
+    outside_relaxed_mode = [
+        lambda: library.c.cudaMalloc(ctypes.byref(word), ctypes.c_size_t(1)),
+        lambda: library.c.cudaStreamCreateWithFlags(ctypes.byref(word), 0),
+        lambda: library.c.cudaStreamGetId(of_another, ctypes.byref(word)),
+        lambda: library.c.cudaStreamSynchronize(of_another),
+        library.c.emulation_function_attributes,
+    ]
+    for call in (*always, *outside_relaxed_mode):
+        refused = call in always or mode != "relaxed"
+        library.begin_capture(mode)
+        assert call() == (900 if refused else 0)
+        if refused:
+            with pytest.raises(CudaError):
+                library.total_norm(many(5))
+        assert library.end_capture() == (-1 if refused else 0)
+        assert call() == 0
 
 
 def test_captures_of_the_same_list_share_a_table(library: Library) -> None:

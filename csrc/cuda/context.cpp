@@ -9,19 +9,6 @@ namespace {
 
 constexpr size_t kTicketsPerBlock = 4096;
 
-// Lets this thread allocate and wait while a stream is being captured: what runs inside this scope is no part
-// of the capture. Outside captures it changes nothing.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 // By its id and not by its handle, which another stream may get once this one is destroyed.
 int identify(cudaStream_t stream, StreamId* id) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -32,6 +19,7 @@ int identify(cudaStream_t stream, StreamId* id) {
     *id = kCaptured;
     return FASTCLIP_CUDA_OK;
   }
+  const RelaxedCapture relaxed;
   unsigned long long number = 0;
   error = cudaStreamGetId(stream, &number);
   *id = number;

@@ -28,6 +28,19 @@ class DeviceGuard {
   cudaError_t error_;
 };
 
+// Lets this thread allocate, wait and load code while a stream is being captured, by it or by another thread:
+// what runs inside this scope is no part of a capture. Outside captures it changes nothing.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 class Context {
  public:
   // The context of a device; lives as long as the process. Returns a status.

@@ -140,6 +140,7 @@ int fastclip_cuda_device_count(int* count) { return cudaGetDeviceCount(count); }
 
 int fastclip_cuda_probe(int device) {
   const DeviceGuard guard(device);
+  const RelaxedCapture relaxed;
   return guard.error() != cudaSuccess ? guard.error() : probe_kernels();
 }
 

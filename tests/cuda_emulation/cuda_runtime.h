@@ -3,7 +3,8 @@
 // A device is this process. Kernels run where they are launched, block after block, and a block's threads are
 // fibers that switch at barriers and shuffles; so races between blocks do not show, and everything else does:
 // indices, tails, tables, the order of sums. Memory is malloc's, poisoned; streams are numbers that tests
-// choose.
+// choose. A capture refuses what a real one does, is invalidated by it, and where the manual leaves open
+// whether a call is permitted, it is refused.
 #pragma once
 
 #include <cmath>
@@ -34,6 +35,15 @@ struct alignas(16) uint4 {
 };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+};
+
 namespace emulation {
 
 struct Position {
@@ -41,8 +51,9 @@ struct Position {
 };
 extern Position thread, block, grid;
 
-// Runs the kernel, or records it if the stream is being captured; false after a fault in that capture.
-bool submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel);
+// Runs the kernel, or records it if the stream is capturing.
+cudaError_t submit(const void* stream, unsigned num_blocks, unsigned num_threads,
+                   std::function<void()> kernel);
 void synchronize_block();
 unsigned long long shuffle_down(unsigned long long value, int delta);
 
@@ -87,24 +98,22 @@ T max(T a, T b) {
   return a < b ? b : a;
 }
 
-enum cudaError_t {
-  cudaSuccess = 0,
-  cudaErrorInvalidValue = 1,
-  cudaErrorMemoryAllocation = 2,
-  cudaErrorInsufficientDriver = 35,
-  cudaErrorStreamCaptureUnsupported = 900,
-  cudaErrorStreamCaptureInvalidated = 901,
-};
 using cudaStream_t = struct EmulatedStream*;
 enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusNone,
   cudaStreamCaptureStatusActive,
   cudaStreamCaptureStatusInvalidated
 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+};
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 constexpr unsigned cudaStreamNonBlocking = 1;
 struct cudaFuncAttributes {};
+
+extern "C" {
 
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetDeviceCount(int* count);
@@ -118,10 +127,13 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaMalloc(void** memory, size_t nbytes);
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t nbytes, cudaStream_t stream);
+cudaError_t emulation_function_attributes();
+
+}  // extern "C"
 
 template <class... Arguments>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(Arguments...)) {
-  return cudaSuccess;
+  return emulation_function_attributes();
 }
 
 template <class... Arguments, size_t... kIndex>
@@ -138,7 +150,5 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Arguments...), dim3 num_blocks, dim3
   static_assert(kArgumentBytes <= 32764, "the arguments do not fit the argument space");
   if (num_blocks.x == 0 || num_threads.x == 0 || num_threads.x > 1024) return cudaErrorInvalidValue;
   const auto copies = emulation_copies<Arguments...>(arguments, std::index_sequence_for<Arguments...>());
-  const auto run = [=] { std::apply(kernel, copies); };
-  return emulation::submit(stream, num_blocks.x, num_threads.x, run) ? cudaSuccess
-                                                                     : cudaErrorStreamCaptureInvalidated;
+  return emulation::submit(stream, num_blocks.x, num_threads.x, [=] { std::apply(kernel, copies); });
 }

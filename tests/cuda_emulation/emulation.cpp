@@ -3,7 +3,8 @@
 #include <ucontext.h>
 
 #include <cstdlib>
-#include <map>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -27,18 +28,27 @@ struct Launch {
   std::function<void()> kernel;
 };
 
+// At most one at a time.
+struct Capture {
+  const void* stream = nullptr;  // NULL: none is under way
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+  std::thread::id thread;
+  bool invalidated = false;
+  std::vector<Launch> recorded;
+};
+
 struct State {
   int device = 0;
   bool has_driver = true;
   int allocations_until_failure = -1;
-  const void* capturing = nullptr;
-  bool invalidated = false;  // by a call that a capture does not permit
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
-  std::vector<Launch> recorded;
+  Capture capture;
   uintptr_t num_streams = 0;
   int num_launches = 0;
   int num_allocations = 0;
 } state;
+
+// How far captures restrict what this thread may call.
+thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 struct Barrier {
   unsigned arrived = 0;
@@ -122,27 +132,43 @@ void run(const Launch& launch) {
   }
 }
 
-// What a capture does not permit ends it, as on a device.
-cudaError_t refuse() {
-  state.invalidated = true;
+bool is_capturing(const void* stream) {
+  return state.capture.stream != nullptr && stream == state.capture.stream;
+}
+
+cudaError_t refused() {
+  state.capture.invalidated = true;
   return cudaErrorStreamCaptureUnsupported;
 }
 
-bool is_captured(const void* stream) { return state.capturing != nullptr && stream == state.capturing; }
+// What the programming guide calls potentially unsafe: allocating, creating, waiting and loading code.
+cudaError_t unsafe_call() {
+  const Capture& capture = state.capture;
+  if (capture.stream == nullptr || thread_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
+  const bool own = capture.thread == std::this_thread::get_id();
+  const bool forbidden =
+      own ? capture.mode != cudaStreamCaptureModeRelaxed
+          : capture.mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
+  return forbidden ? refused() : cudaSuccess;
+}
 
-// Calls that might wait for the captured work are forbidden to its thread unless it says that they do not.
-bool may_block_capture() { return state.capturing != nullptr && state.mode == cudaStreamCaptureModeGlobal; }
+// What the capturing stream cannot answer in any mode, for it executes nothing; asked of another stream, as
+// unsafe as the above.
+cudaError_t query(const void* stream) { return is_capturing(stream) ? refused() : unsafe_call(); }
 
 }  // namespace
 
-bool submit(const void* stream, unsigned num_blocks, unsigned num_threads, std::function<void()> kernel) {
+cudaError_t submit(const void* stream, unsigned num_blocks, unsigned num_threads,
+                   std::function<void()> kernel) {
   Launch launch{num_blocks, num_threads, std::move(kernel)};
-  if (!is_captured(stream)) {
+  if (!is_capturing(stream)) {
     run(launch);
-    return true;
+  } else if (state.capture.invalidated) {
+    return cudaErrorStreamCaptureInvalidated;
+  } else {
+    state.capture.recorded.push_back(std::move(launch));
   }
-  state.recorded.push_back(std::move(launch));
-  return !state.invalidated;
+  return cudaSuccess;
 }
 
 void synchronize_block() { wait(running.barrier, running.launch->num_threads); }
@@ -190,34 +216,33 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = reinterpret_cast<cudaStream_t>(~++state.num_streams);
-  return cudaSuccess;
+  return emulation::unsafe_call();
 }
 
 // Refused in every mode; seen on an H100 with driver 580.
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
-  if (emulation::is_captured(stream)) return emulation::refuse();
   *id = reinterpret_cast<uintptr_t>(stream);
-  return cudaSuccess;
+  return emulation::query(stream);
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = !emulation::is_captured(stream) ? cudaStreamCaptureStatusNone
-            : state.invalidated             ? cudaStreamCaptureStatusInvalidated
-                                            : cudaStreamCaptureStatusActive;
+  *status = !emulation::is_capturing(stream) ? cudaStreamCaptureStatusNone
+            : state.capture.invalidated      ? cudaStreamCaptureStatusInvalidated
+                                             : cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  std::swap(*mode, state.mode);
+  std::swap(*mode, emulation::thread_mode);
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return emulation::is_captured(stream) || emulation::may_block_capture() ? emulation::refuse() : cudaSuccess;
-}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emulation::query(stream); }
+
+cudaError_t emulation_function_attributes() { return emulation::unsafe_call(); }
 
 cudaError_t cudaMalloc(void** memory, size_t nbytes) {
-  if (emulation::may_block_capture()) return emulation::refuse();
+  if (const cudaError_t error = emulation::unsafe_call(); error != cudaSuccess) return error;
   if (state.allocations_until_failure == 0) return cudaErrorMemoryAllocation;
   if (state.allocations_until_failure > 0) --state.allocations_until_failure;
   ++state.num_allocations;
@@ -226,9 +251,9 @@ cudaError_t cudaMalloc(void** memory, size_t nbytes) {
   return cudaSuccess;
 }
 
-// The library clears memory on a stream of its own, never as a part of a graph.
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t nbytes, cudaStream_t stream) {
-  if (emulation::is_captured(stream)) return emulation::refuse();
+  // The library clears memory on a stream of its own, never as a part of a graph.
+  if (emulation::is_capturing(stream)) return emulation::refused();
   std::memset(memory, value, nbytes);
   return cudaSuccess;
 }
@@ -241,20 +266,19 @@ int emulation_device() { return state.device; }
 int emulation_num_launches() { return state.num_launches; }
 int emulation_num_allocations() { return state.num_allocations; }
 
-void emulation_begin_capture(void* stream) {
-  state.capturing = stream;
-  state.invalidated = false;
-  state.recorded.clear();
+void emulation_begin_capture(void* stream, int mode) {
+  state.capture = {stream, static_cast<cudaStreamCaptureMode>(mode), std::this_thread::get_id(), false, {}};
 }
 
-// Returns the number of kernels in the graph, or -1 if a call has ended the capture.
+// Returns the number of kernels in the graph, or -1 if a call that was refused has invalidated it.
 int emulation_end_capture() {
-  state.capturing = nullptr;
-  return state.invalidated ? -1 : static_cast<int>(state.recorded.size());
+  state.capture.stream = nullptr;
+  if (state.capture.invalidated) state.capture.recorded.clear();
+  return state.capture.invalidated ? -1 : static_cast<int>(state.capture.recorded.size());
 }
 
 void emulation_replay() {
-  for (const auto& launch : state.recorded) emulation::run(launch);
+  for (const auto& launch : state.capture.recorded) emulation::run(launch);
 }
 
 }  // extern "C"
