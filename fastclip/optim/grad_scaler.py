@@ -42,10 +42,18 @@ class GradScaler(torch.amp.GradScaler):
             raise
 
     def _see_as_one(self, optimizer: Optimizer) -> None:
-        """Keep one record of a clipped optimizer and of the one in it, which have the same gradients."""
-        if self._enabled and isinstance(optimizer, ClippedOptimizer):
-            states, wrapped = self._per_optimizer_states, id(optimizer.optimizer)
-            states[id(optimizer)] = states[wrapped]
+        """Keep one record of a clipped optimizer and of all in it, which have the same gradients.
+
+        A trainer's proxy of a clipped optimizer counts as one, and has that in it.
+        """
+        if not self._enabled:
+            return
+        layers = [optimizer]
+        while isinstance(layers[-1], ClippedOptimizer):
+            layers.append(layers[-1].optimizer)
+        record = self._per_optimizer_states[id(layers[-1])]
+        for layer in layers:
+            self._per_optimizer_states[id(layer)] = record
 
     def _check_inf_per_device(self, optimizer: Optimizer) -> dict[Any, Any]:
         settings = settings_of(optimizer)

@@ -92,7 +92,8 @@ class ClippedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over what `__getstate__` returned, with no hooks yet."""
         self.optimizer: Optimizer = state["optimizer"]
-        self._settings: Settings = state["_settings"]
+        # In a list, which a trainer's proxy shares when something is set through it.
+        self._held_settings: list[Settings] = [state["_settings"]]
         self._tally: Tally = state["_tally"]
         self._route: str | None = None
         for name in _HOOKS:
@@ -157,6 +158,10 @@ class ClippedOptimizer(Optimizer):
         own.update(of_wrapped)  # in place: `GradScaler.step` holds it
 
     @property
+    def _settings(self) -> Settings:
+        return self._held_settings[0]
+
+    @property
     def max_norm(self) -> float:
         """The threshold of the next step; can be set, as a schedule does."""
         return self._settings.max_norm
@@ -164,7 +169,7 @@ class ClippedOptimizer(Optimizer):
     @max_norm.setter
     def max_norm(self, max_norm: float) -> None:
         rest = {f.name: getattr(self._settings, f.name) for f in fields(Settings) if f.name != "max_norm"}
-        self._settings = Settings.checked("ClippedOptimizer", max_norm, **rest)
+        self._held_settings[0] = Settings.checked("ClippedOptimizer", max_norm, **rest)
 
     @property
     def route(self) -> str | None:
