@@ -83,7 +83,8 @@ def patch_torch() -> TorchPatch:
 
     Replaces `clip_grad_norm_`, `clip_grad_value_`, `clip_grads_with_norm_` and `get_total_norm` in
     torch.nn.utils, and every module-level name that is bound to one of them, found by identity. Names bound
-    inside functions, classes or by modules loaded later from elsewhere than torch are not reached.
+    inside functions, classes or by modules loaded later from elsewhere than torch are not reached. A module
+    that is loaded while the patch is in force binds fastclip's functions as its own choice, and keeps them.
 
     Returns:
         The patch: call `.unpatch()` on it, or use it in a `with` statement. Calling `patch_torch` while a

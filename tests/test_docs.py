@@ -75,6 +75,14 @@ def test_code_runs_from_nan_to_a_network_that_learns(folder):
     assert (folder / "runs" / "first" / "report.html").stat().st_size > 0
 
 
+def test_every_section_about_a_trainer_is_run_where_it_is_installed():
+    text = (ROOT / "docs" / "trainers.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "clients").glob("*.py"))
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles
+    assert [title for title in titles if f'"{title}"' not in tests] == []
+
+
 def test_commands_run(folder):
     commands = [
         line for text in blocks("sh") for line in text.splitlines() if line.startswith("fastclip tune ")
