@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,20 @@ STEP_COLUMNS = (
     "vs fused",
     "vs default",
 )
-GPU_COLUMNS = ("gradients", "mode", "torch foreach", "fastclip", "", "GB/s", "of a copy")
-GPU_STEP_COLUMNS = (*STEP_COLUMNS, "GB/s", "of a copy")
+GPU_PEERS = {
+    "torch_foreach": "torch",
+    "apex": "Apex",
+    "transformer_engine": "TransformerEngine",
+    "nemo": "NeMo",
+}
+"""Whom clipping on a GPU is timed beside, in the order of the columns."""
+GPU_FIRST = ("llama3-8b", "gpt2", "resnet50", "2000-tiny")
+"""Workloads of the README; benchmarks/README.md has all of them."""
+GPU_STEP_COLUMNS = (*STEP_COLUMNS, "of a copy", "host: fused", "fastclip")
+MIN_NBYTES = 2**20
+"""Of gradients whose time on a device says something of its memory."""
+TRAINED = "gpt2-124m"
+"""The iteration of which the README quotes the cost of clipping."""
 TUNER_COLUMNS = ("what", "measured")
 
 
@@ -52,7 +64,8 @@ def cpu_table(folder: Path) -> str:
         f"read ({results.bandwidth.read_by}) reached beside it. Both are bound by memory: how far they are "
         f"apart on large models depends on the memory as much as on the code."
     )
-    return _markdown(CPU_COLUMNS, (_cpu_cells(results, *row) for row in CPU_ROWS), text)
+    headline = _headline(results.environment.hardware.cpu, _cpu_times(results))
+    return f"{headline}\n\n{_markdown(CPU_COLUMNS, (_cpu_cells(results, *row) for row in CPU_ROWS), text)}"
 
 
 def steps_table(folder: Path) -> str:
@@ -77,12 +90,23 @@ def steps_table(folder: Path) -> str:
 
 
 def gpu_table(folder: Path) -> str:
-    """Return every GPU that benchmarks/gpu.py left a whole run of, or that there is none."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
-    runs = [run for run in runs if run.get("rows") and not run["dry_run"] and not run["quick"]]
-    if not runs:
-        return "No GPU has been measured yet; `make gpu` on one writes the table that belongs here."
-    return "\n\n".join(_gpu_run(run) for run in runs)
+    """Return clipping beside the peers on every GPU that benchmarks/gpu.py left a whole run of."""
+    return _each_gpu(folder, _gpu_first)
+
+
+def gpu_steps_table(folder: Path) -> str:
+    """Return clip and optimizer step together on the same GPUs."""
+    return _each_gpu(folder, _gpu_steps)
+
+
+def gpu_all_table(folder: Path) -> str:
+    """Return every workload and mode on the same GPUs, what `torch.compile` makes of some, and DTensors."""
+    return _each_gpu(folder, _gpu_all)
+
+
+def gpu_backend(run: dict[str, Any]) -> str:
+    """Return the backend of fastclip that is quoted: the first that the run has checked."""
+    return str(next(iter(run["checks"])))
 
 
 def tuner_table(folder: Path) -> str:
@@ -144,6 +168,14 @@ def _cpu_cells(results: Results, model: str, dtype: str) -> list[str]:
     ]
 
 
+def _cpu_times(results: Results) -> dict[str, tuple[str, float, float]]:
+    model, dtype = CPU_ROWS[0]
+    rows = (results.find(model, dtype, mode) for mode in ("inactive", "active"))
+    return {
+        row.mode: (f"{row.title}, {dtype}", row.measurements[PEER].median_ms, row.subject_ms) for row in rows
+    }
+
+
 def _times(row: Row) -> list[str]:
     return [
         digits(row.measurements[PEER].median_ms),
@@ -152,39 +184,138 @@ def _times(row: Row) -> list[str]:
     ]
 
 
-def _gpu_run(run: dict[str, Any]) -> str:
-    env, backend = run["environment"], next(iter(run["checks"]))
-    text = (
-        f"Milliseconds on the device (median, cold caches) on an {env['gpu']}, driver {env['driver']}, torch "
-        f"{env['torch']} with `foreach=True`, fastclip's {backend} backend at commit {env['commit']}, "
-        f"{env['date'][:10]}. A device-to-device copy reached {run['copy_gbps']:.0f} GB/s in the same run."
-    )
-    rows = (_gpu_cells(row, backend, run["copy_gbps"]) for row in run["rows"])
-    clips = _markdown(GPU_COLUMNS, rows, text, left=2)
-    if not run["step_rows"]:
-        return clips
-    text = (
-        "The same of `torch.nn.utils.clip_grad_norm_` and torch's step, and of `ClippedOptimizer.step`, in "
-        "the same run."
-    )
-    steps = (_gpu_step_cells(row, backend, run["copy_gbps"]) for row in run["step_rows"])
-    return f"{clips}\n\n{_markdown(GPU_STEP_COLUMNS, steps, text, left=2)}"
+def _each_gpu(folder: Path, describe: Callable[[dict[str, Any]], str]) -> str:
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("gpu-*.json"))]
+    runs = [run for run in runs if run.get("clips") and not run["dry_run"] and not run["quick"]]
+    if not runs:
+        return "No GPU has been measured yet; `make gpu` on one writes the table that belongs here."
+    return "\n\n".join(describe(run) for run in runs)
 
 
-def _gpu_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]:
-    ours, theirs = (row["device_ms"][peer]["50"] for peer in (backend, "torch_foreach"))
-    gbps = row["gbps"][backend]
-    return [
-        *(row["title"], row["mode"], digits(theirs), digits(ours)),
-        *(f"**{theirs / ours:.1f}x**", f"{gbps:.0f}", f"{gbps / copy_gbps:.0%}"),
-    ]
+def _gpu_first(run: dict[str, Any]) -> str:
+    env, backend = run["environment"], gpu_backend(run)
+    rows = [row for row in run["clips"] if row["workload"] in GPU_FIRST and row["mode"] != "norm"]
+    headline = _headline(env["gpu"], _gpu_times(rows, backend)) + _training_cost(run)
+    text = (
+        f"Milliseconds (median): on the device with cold caches, then of the host until the call returns. "
+        f"Driver {env['driver']}, torch {env['torch']} with `foreach=True`, fastclip's {backend} backend at "
+        f"commit {env['commit']}, {env['date'][:10]}{_measured_with(run)}. A device-to-device copy reached "
+        f"{run['copy_gbps']:.0f} GB/s. Tiny tensors move next to nothing: there, only the host's time counts."
+    )
+    return f"{headline}\n\n{_gpu_clips(run, rows, text)}"
+
+
+def _headline(machine: str, times: dict[str, tuple[str, float, float]]) -> str:
+    """Return one line from the times of one list, without and with clipping: title, torch's, fastclip's."""
+    (title, *inactive), (_, *active) = (times[mode] for mode in ("inactive", "active"))
+    torch_inactive, inactive_ms, torch_active, active_ms = map(digits, (*inactive, *active))
+    return (
+        f"**{machine}.** Clipping {title}: {inactive_ms} ms where the norm is below the threshold (torch "
+        f"{torch_inactive}), {active_ms} ms where every gradient is scaled (torch {torch_active})."
+    )
+
+
+def _gpu_times(rows: list[dict[str, Any]], backend: str) -> dict[str, tuple[str, float, float]]:
+    first = rows[0]["workload"]
+    return {
+        row["mode"]: (row["title"], *(row["device_ms"][peer]["50"] for peer in (PEER, backend)))
+        for row in rows
+        if row["workload"] == first
+    }
+
+
+def _training_cost(run: dict[str, Any]) -> str:
+    for row in run.get("training", ()):
+        if row["workload"] == TRAINED and not row["compiled"]:
+            ms = {peer: quantiles["50"] for peer, quantiles in row["ms"].items()}
+            cost = {peer: f"{ms[peer] / ms['none'] - 1:.2%}" for peer in ("clipped", "fastclip", "torch")}
+            return (
+                f" Of a whole training iteration of {row['title']} in bfloat16 autocast "
+                f"({digits(ms['none'])} ms), clipping costs **{cost['clipped']}** with `ClippedOptimizer`, "
+                f"{cost['fastclip']} with `fastclip.clip_grad_norm_` and {cost['torch']} with torch's."
+            )
+    return ""
+
+
+def _measured_with(run: dict[str, Any]) -> str:
+    return f" ({run['measured_with'].rstrip('.')})" if run.get("measured_with") else ""
+
+
+def _gpu_clips(run: dict[str, Any], rows: list[dict[str, Any]], text: str) -> str:
+    backend = gpu_backend(run)
+    peers = [peer for peer in GPU_PEERS if any(peer in row["device_ms"] for row in rows)]
+    names = [*(GPU_PEERS[peer] for peer in peers), "fastclip"]
+    columns = ["gradients", "clipping", *names, "", "of a copy", f"host: {names[0]}", *names[1:]]
+    cells = []
+    for row in rows:
+        device = [_median(row, peer) for peer in (*peers, backend)]
+        host = [_median(row, peer, "host_ms") for peer in (*peers, backend)]
+        ratio = row["device_ms"][PEER]["50"] / row["device_ms"][backend]["50"]
+        share = _share(row, backend, run["copy_gbps"])
+        cells.append([row["title"], row["mode"], *device, f"**{ratio:.1f}x**", share, *host])
+    return _markdown(columns, cells, text, left=2)
+
+
+def _gpu_steps(run: dict[str, Any]) -> str:
+    if not run.get("steps"):
+        return "No steps were timed."
+    env, backend = run["environment"], gpu_backend(run)
+    text = (
+        f"The same on an {env['gpu']}: milliseconds on the device, then of the host. The state is torch's, "
+        f"so the update moves what torch's fused step moves."
+    )
+    cells = (_gpu_step_cells(row, backend, run["copy_gbps"]) for row in run["steps"])
+    return _markdown(GPU_STEP_COLUMNS, cells, text, left=2)
+
+
+def _gpu_all(run: dict[str, Any]) -> str:
+    env = run["environment"]
+    text = (
+        f"On an {env['gpu']}, fastclip at commit {env['commit']}{_measured_with(run)}; columns as in the "
+        f"README."
+    )
+    parts = [_gpu_clips(run, run["clips"], text)]
+    parts += [_compiled(run)] if run.get("compiled") else []
+    parts += [_distributed(run)] if run.get("distributed") else []
+    return "\n\n".join(parts)
+
+
+def _compiled(run: dict[str, Any]) -> str:
+    names = {PEER: "torch foreach", "torch_compile": "torch.compile", gpu_backend(run): "fastclip"}
+    names |= {f"{PEER}_graph": "graph: torch foreach", f"{gpu_backend(run)}_graph": "graph: fastclip"}
+    cells = [[row["title"], row["mode"], *(_median(row, peer) for peer in names)] for row in run["compiled"]]
+    text = (
+        "Milliseconds on the device beside torch's clip through `torch.compile`, and captured in CUDA graphs."
+    )
+    return _markdown(["gradients", "clipping", *names.values()], cells, text, left=2)
+
+
+def _distributed(run: dict[str, Any]) -> str:
+    parts = []
+    for row in run["distributed"]:
+        cells = [[peer, digits(quantiles["50"])] for peer, quantiles in row["host_ms"].items()]
+        cells += [[peer, f"failed: {reason}"] for peer, reason in row.get("failed", {}).items()]
+        parts.append(_markdown(["clipping", "ms on the host"], cells, f"{row['title']}."))
+    return "\n\n".join(parts)
+
+
+def _median(row: dict[str, Any], peer: str, clock: str = "device_ms") -> str:
+    times = row[clock].get(peer)
+    return digits(times["50"]) if times else ""
+
+
+def _share(row: dict[str, Any], backend: str, copy_gbps: float) -> str:
+    """Return the part of a copy's bandwidth; nothing of lists that move next to nothing."""
+    if row["nbytes"] < MIN_NBYTES:
+        return ""
+    return f"{row['gbps'][backend] / copy_gbps:.0%}"
 
 
 def _gpu_step_cells(row: dict[str, Any], backend: str, copy_gbps: float) -> list[str]:
     times = {peer: row["device_ms"][peer]["50"] for peer in (FUSED, DEFAULT, backend)}
-    gbps = row["gbps"][backend]
     return [
         *(row["title"], row["mode"], *map(digits, times.values())),
         *(f"**{times[peer] / times[backend]:.1f}x**" for peer in (FUSED, DEFAULT)),
-        *(f"{gbps:.0f}", f"{gbps / copy_gbps:.0%}"),
+        _share(row, backend, copy_gbps),
+        *(_median(row, peer, "host_ms") for peer in (FUSED, backend)),
     ]

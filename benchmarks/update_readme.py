@@ -1,4 +1,4 @@
-"""Write the README's tables from results files, so that no figure there is typed by hand.
+"""Write the tables of README.md and benchmarks/README.md from results files: no figure is typed by hand.
 
 make bench                                    # writes benchmarks/results/cpu.json and cpu_steps.json
 python benchmarks/update_readme.py            # rewrites what stands between the markers
@@ -9,15 +9,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from readme_tables import cpu_table, gpu_table, steps_table, tuner_table
+from readme_tables import cpu_table, gpu_all_table, gpu_steps_table, gpu_table, steps_table, tuner_table
 
 from fastclip.bench.results import ResultsError, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = {"cpu": cpu_table, "gpu": gpu_table, "steps": steps_table, "tuner": tuner_table}
+TABLES = {
+    "gpu": gpu_table,
+    "cpu": cpu_table,
+    "steps": steps_table,
+    "gpu-steps": gpu_steps_table,
+    "tuner": tuner_table,
+    "gpu-all": gpu_all_table,
+}
 """Name in the markers -> function of the folder of results that returns Markdown."""
+DOCUMENTS = {
+    ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner"),
+    ROOT / "benchmarks" / "README.md": ("gpu-all",),
+}
+"""What is rewritten unless --readme and --tables say otherwise."""
 
 
 class ReadmeError(Exception):
@@ -51,29 +64,37 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 on a difference")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, help="one file in place of both")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder")
-    parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), default=sorted(TABLES))
+    parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), help="of that file; else README.md's")
     options = parser.parse_args(arguments)
-    if not options.readme.is_file():
-        return _fail(f"{options.readme}: no such file. Name the README with --readme.")
-    readme = updated = options.readme.read_text(encoding="utf-8")
+    documents = DOCUMENTS
+    if options.readme or options.tables:
+        readme = options.readme or ROOT / "README.md"
+        documents = {readme: options.tables or DOCUMENTS[ROOT / "README.md"]}
+    return max(_update(path, tables, options) for path, tables in documents.items())
+
+
+def _update(path: Path, tables: Sequence[str], options: argparse.Namespace) -> int:
+    if not path.is_file():
+        return _fail(f"{path}: no such file. Name the README with --readme.")
+    before = updated = path.read_text(encoding="utf-8")
     try:
-        for name in options.tables:
+        for name in tables:
             updated = replace(updated, name, TABLES[name](options.results))
     except ReadmeError as error:
-        return _fail(f"{options.readme}: {error}")
+        return _fail(f"{path}: {error}")
     except FileNotFoundError as error:
         return _fail(f"{error.filename}: no such file. Measure first, or leave its table out with --tables.")
     except ResultsError as error:
         return _fail(str(error))
-    if updated == readme:
-        print(f"{options.readme} is up to date")
+    if updated == before:
+        print(f"{path} is up to date")
     elif options.check:
-        return _fail(f"{options.readme} differs from {options.results}. Run benchmarks/update_readme.py.")
+        return _fail(f"{path} differs from {options.results}. Run benchmarks/update_readme.py.")
     else:
-        write_whole(options.readme, updated.encode())
-        print(f"wrote {options.readme}")
+        write_whole(path, updated.encode())
+        print(f"wrote {path}")
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_suite.waiting import forbidden_waits
-from readme_tables import gpu_table
+from readme_tables import gpu_all_table, gpu_steps_table, gpu_table
 
 import fastclip
 
@@ -205,6 +205,7 @@ def row(workload: str, mode: str, nbytes: float, **device_ms: float) -> dict[str
         "title": workload,
         "mode": mode,
         "nbytes": nbytes,
+        "necessary_nbytes": nbytes,
         "device_ms": {name: {50: ms} for name, ms in device_ms.items()},
         "host_ms": {name: {50: ms} for name, ms in device_ms.items()},
         "gbps": {name: nbytes / ms / 1e6 for name, ms in device_ms.items()},
@@ -259,31 +260,75 @@ def test_targets_of_steps() -> None:
     assert all(t.met is None for t in evaluate_steps("triton", [], {}, 3000.0))
 
 
-def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) -> None:
+def run_of(**more: Any) -> dict[str, Any]:
+    """A run of benchmarks/gpu.py, as it is read from its file."""
+    ms = {"none": 100.0, "torch": 101.0, "fastclip": 100.5, "clipped": 100.1}
+    iteration = {peer: {50: value} for peer, value in ms.items()}
     run = {
-        "dry_run": True,
+        "dry_run": False,
         "quick": False,
-        "environment": {
-            "gpu": "NVIDIA X",
-            "driver": "1.2",
-            "torch": "2.13",
-            "commit": "abc",
-            "date": "2030-01-02T",
-        },
-        "checks": {"cuda": {}},
+        "measured_with": "abc and a change.",
+        "environment": {"gpu": "NVIDIA X", "driver": "1.2", "torch": "2.13", "commit": "abc", "date": "2030"},
+        "checks": {"cuda": {}, "triton": {}},
         "copy_gbps": 3000.0,
-        "rows": [row("llama3-8b", "inactive", 16e9, cuda=6.0, torch_foreach=18.0)],
-        "step_rows": [row("gpt2", "adamw active", 4e9, cuda=1.6, torch_fused=3.2, torch_default=8.0)],
+        "clips": [
+            row("llama3-8b", "norm", 16e9, cuda=5.0, torch_foreach=9.0),
+            row("llama3-8b", "inactive", 16e9, cuda=6.0, torch_foreach=18.0, apex=12.0),
+            row("llama3-8b", "active", 16e9, cuda=12.0, torch_foreach=18.0, apex=6.0),
+            row("2000-tiny", "active", 1e5, cuda=0.02, torch_foreach=0.2),
+            row("mixed-225m", "active", 1e9, cuda=1.0, torch_foreach=2.0),
+        ],
+        "steps": [row("gpt2", "adamw active", 4e9, cuda=1.6, torch_fused=3.2, torch_default=8.0)],
+        "training": [{"workload": "gpt2-124m", "title": "GPT", "compiled": False, "ms": iteration}],
+        "distributed": [
+            {"title": "D", "host_ms": {"torch": {50: 3.5}}, "failed": {"clipped": "RuntimeError"}},
+        ],
+        **more,
     }
+    read: dict[str, Any] = json.loads(json.dumps(run))
+    return read
+
+
+def test_the_readme_says_that_no_gpu_was_measured_until_one_was(tmp_path: Path) -> None:
     path = tmp_path / "gpu-x.json"
     assert gpu_table(tmp_path).startswith("No GPU has been measured")
-    path.write_text(json.dumps(run), encoding="utf-8")
-    assert gpu_table(tmp_path).startswith("No GPU has been measured")
-    path.write_text(json.dumps({**run, "dry_run": False}), encoding="utf-8")
+    for run in (run_of(dry_run=True), run_of(quick=True)):
+        path.write_text(json.dumps(run), encoding="utf-8")
+        assert gpu_table(tmp_path).startswith("No GPU has been measured")
+    path.write_text(json.dumps(run_of()), encoding="utf-8")
     table = gpu_table(tmp_path)
-    assert "on an NVIDIA X, driver 1.2" in table
-    assert "| llama3-8b | inactive | 18.0 | 6.00 | **3.0x** | 2667 | 89% |" in table
-    assert "| gpt2 | adamw active | 3.20 | 8.00 | 1.60 | **2.0x** | **5.0x** | 2500 | 83% |" in table
+    assert table.startswith("**NVIDIA X.** Clipping llama3-8b: 6.00 ms")
+    assert "costs **0.10%** with `ClippedOptimizer`, 0.50% with" in table
+    assert "Driver 1.2" in table
+    assert "(abc and a change)" in table
+    # A row that is lost is shown like any other; what moves next to nothing has no share.
+    assert "| llama3-8b | active | 18.0 | 6.00 | 12.0 | **1.5x** | 44% | 18.0 | 6.00 | 12.0 |" in table
+    assert "| 2000-tiny | active | 0.200 |  | 0.020 | **10.0x** |  | 0.200 |  | 0.020 |" in table
+    assert "mixed-225m" not in table
+    assert "| llama3-8b | norm |" not in table
+
+
+def test_every_row_of_a_gpu_stands_beside_the_benchmarks(tmp_path: Path) -> None:
+    (tmp_path / "gpu-x.json").write_text(json.dumps(run_of()), encoding="utf-8")
+    steps = gpu_steps_table(tmp_path)
+    assert "| gpt2 | adamw active | 3.20 | 8.00 | 1.60 | **2.0x** | **5.0x** | 83% | 3.20 | 1.60 |" in steps
+    everything = gpu_all_table(tmp_path)
+    assert "| mixed-225m | active |" in everything
+    assert "| llama3-8b | norm |" in everything
+    assert "| clipped | failed: RuntimeError |" in everything
+
+
+def test_the_picture_shows_each_peer_over_the_floor() -> None:
+    from gpu_suite.plot import draw
+
+    inactive, active, *_ = draw(run_of()).axes
+    assert [label.get_text() for label in inactive.get_yticklabels()] == ["llama3-8b", "mixed-225m"]
+    assert inactive.texts[0].get_text() == f"{6.0 / (16e9 / 3e9):.2f}"
+    drawn = [tuple(points.get_offsets()[0]) for points in active.collections]
+    wanted = [(ms / (16e9 / 3e9), 0) for ms in (12.0, 18.0, 6.0)] + [
+        (ms / (1e9 / 3e9), 1) for ms in (1.0, 2.0)
+    ]
+    assert drawn == [pytest.approx(point) for point in wanted]
 
 
 def test_a_deadline_counts_down() -> None:

@@ -28,12 +28,12 @@ def test_cpu_table_is_written_from_the_file(tmp_path: Path) -> None:
     shutil.copy(RESULTS / "cpu.json", tmp_path)
     arguments = ["--readme", str(readme), "--results", str(tmp_path), "--tables", "cpu"]
     assert update_readme.main([*arguments, "--check"]) == 1
-    assert "old" in readme.read_text(encoding="utf-8")
+    assert "\nold\n" in readme.read_text(encoding="utf-8")
     assert update_readme.main(arguments) == 0
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     for fact in (
         f"**{results.find('gpt2', 'bfloat16', 'active').ratio('torch_foreach'):.1f}x**",
         f"{results.find('tiny', 'float32', 'norm').relative_errors['torch_foreach']:.1e}",
