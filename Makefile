@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPENDENCIES := $(VENV)/.dependencies
 EXTENSION := $(VENV)/.extension
-NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp)
+NATIVE := $(wildcard $(foreach folder,csrc csrc/cpu csrc/python,$(folder)/*.h $(folder)/*.cpp))
 CUDA := $(wildcard csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cpp csrc/cuda/*.cu tests/cuda_emulation/*)
 
 SANITIZED := build/sanitize

@@ -148,7 +148,9 @@ def extensions() -> list:
     return [
         Pybind11Extension(
             "fastclip._C",
-            sources=sorted(str(p) for folder in (csrc, csrc / "cpu") for p in folder.glob("*.cpp")),
+            sources=sorted(
+                str(p) for folder in (csrc, csrc / "cpu", csrc / "python") for p in folder.glob("*.cpp")
+            ),
             depends=sorted(str(p) for p in csrc.rglob("*.h")),
             include_dirs=[str(csrc)],
             extra_compile_args=compile_flags(),

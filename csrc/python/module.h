@@ -15,11 +15,11 @@ namespace fastclip {
 // Tells autograd which tensors have changed, as an in-place operation of torch would.
 void increment_versions(const std::vector<PyObject*>& tensors);
 
-// Adds the functions of bindings_step.cpp.
-void define_step(pybind11::module_& m);
-
-// Adds the classes of bindings_read.h.
-void define_read(pybind11::module_& m);
+// Each adds what the file of its name holds.
+void bind_step(pybind11::module_& m);
+void bind_read(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);
+void bind_cuda_step(pybind11::module_& m);
 
 // What of a group's tuple says which state its parameters have.
 using GroupReader = StepGroup(const pybind11::tuple& group);

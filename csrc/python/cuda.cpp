@@ -1,13 +1,11 @@
 // Python's view of the CUDA library: a list of tensors is read once, Python then allocates what the kernels
 // write (so that torch's allocator knows of it, in streams and in graph captures) and passes addresses in.
 //
-// As in bindings.cpp, a string is the reason why these tensors are not for the library.
-#include "cuda_bindings.h"
-
+// As in module.cpp, a string is the reason why these tensors are not for the library.
 #include <string>
 
-#include "bindings_read.h"
-#include "cuda_bridge.h"
+#include "python/bridge.h"
+#include "python/read.h"
 
 namespace py = pybind11;
 

@@ -6,9 +6,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "bindings_read.h"
-#include "cuda_bindings.h"
-#include "cuda_bridge.h"
+#include "python/bridge.h"
+#include "python/read.h"
 
 namespace py = pybind11;
 

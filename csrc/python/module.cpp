@@ -1,4 +1,4 @@
-// fastclip._C: Python's view of the native backends. Only the files named *bindings* include pybind11; none
+// fastclip._C: Python's view of the native backends. Only the files of this folder include pybind11; none
 // includes torch.
 //
 // Every function takes a list and answers with a result, or with a string: the reason why these tensors are
@@ -9,12 +9,11 @@
 #include <cmath>
 #include <string>
 
-#include "bindings.h"
 #include "cpu/dispatch.h"
 #include "cpu/pipeline.h"
 #include "cpu/threads.h"
-#include "cuda_bindings.h"
 #include "finalize.h"
+#include "python/module.h"
 
 namespace py = pybind11;
 
@@ -165,8 +164,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
-  define_step(m);
-  define_read(m);
+  bind_step(m);
+  bind_read(m);
   bind_cuda(m);
   bind_cuda_step(m);
 }

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
 #include "cpu/step_pipeline.h"
+#include "python/module.h"
 #include "step_list.h"
 
 namespace py = pybind11;
@@ -94,7 +94,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
 
 }  // namespace
 
-void define_step(py::module_& m) {
+void bind_step(py::module_& m) {
   using namespace pybind11::literals;
   const auto define = [&m](const char* name, auto function) {
     m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,

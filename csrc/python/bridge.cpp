@@ -1,4 +1,4 @@
-#include "cuda_bridge.h"
+#include "python/bridge.h"
 
 #include <cstddef>
 #include <stdexcept>

@@ -7,7 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "bindings.h"
+#include "python/module.h"
 #include "step_list.h"
 #include "tensor_list.h"
 

@@ -1,4 +1,4 @@
-#include "bindings_read.h"
+#include "python/read.h"
 
 #include <pybind11/stl.h>
 
@@ -121,7 +121,7 @@ void HeldStep::increment_versions(bool with_grads) const {
   if (with_grads) fastclip::increment_versions(list_.grad_tensors());
 }
 
-void define_read(py::module_& m) {
+void bind_read(py::module_& m) {
   using namespace pybind11::literals;
   py::class_<HeldTensors>(m, "Tensors")
       .def("__len__", &HeldTensors::size)
