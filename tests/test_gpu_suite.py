@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gpu
 import pytest
 import torch
+from gpu_suite.device import DryDevice
 from gpu_suite.waiting import forbidden_waits
 from readme_tables import gpu_all_table, gpu_steps_table, gpu_table
 
@@ -23,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
     """Every mode of the dry workloads, timed as little as possible."""
-    from gpu_suite.device import DryDevice
     from gpu_suite.timing import time_workload
     from gpu_suite.workloads import DRY_WORKLOADS
 
@@ -31,7 +33,7 @@ def rows() -> list[dict[str, Any]]:
     return [
         row.as_json()
         for workload in DRY_WORKLOADS
-        for row in time_workload(device, workload, ["cpu"], budget_s=0.0, with_compiled=False)
+        for row in time_workload(device, workload, ["cpu"], budget_s=0.0)
     ]
 
 
@@ -41,13 +43,12 @@ def test_rows_hold_every_peer_with_its_error(rows: list[dict[str, Any]]) -> None
         assert set(row["device_ms"]) == set(row["host_ms"]) == {"cpu", "torch_foreach", "torch_loop"}
         assert row["relative_errors"]["cpu"] < 2e-7
         assert row["necessary_nbytes"] == row["nbytes"] * (3 if row["mode"] == "active" else 1)
-        assert row["left_out"] == {"torch_compile": "no time"}
+        assert row["left_out"]["apex"] == "amp_C is not installed"
     json.dumps(rows)
 
 
 def test_active_calls_halve_the_gradients_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_suite import timing
-    from gpu_suite.device import DryDevice
     from gpu_suite.subjects import fastclip_peer
     from gpu_suite.workloads import DRY_WORKLOADS
 
@@ -56,7 +57,7 @@ def test_active_calls_halve_the_gradients_every_time(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(timing, "NUM_SETS", 2)
     device = DryDevice()
     sets = timing.Sets(DRY_WORKLOADS[0], device)
-    calls, before = timing._calls(device, sets, [fastclip_peer("cpu")], "active")
+    calls, before = timing._calls(device, sets, [fastclip_peer("cpu")], "active", {})
     for _ in range(5):
         before()
         norm = calls["cpu"]()
@@ -83,7 +84,6 @@ def test_workloads_are_those_that_others_publish() -> None:
 
 
 def test_the_large_check_runs_small() -> None:
-    from gpu_suite.device import DryDevice
     from gpu_suite.large import DRY_NUMEL, check_large
     from gpu_suite.subjects import fastclip_peer
 
@@ -93,7 +93,6 @@ def test_the_large_check_runs_small() -> None:
 @pytest.fixture
 def step_rows() -> list[dict[str, Any]]:
     """Every optimizer and mode of the dry workloads, timed as little as possible."""
-    from gpu_suite.device import DryDevice
     from gpu_suite.steps import step_workloads, time_steps
 
     device = DryDevice()
@@ -116,7 +115,6 @@ def test_step_rows_hold_every_peer(step_rows: list[dict[str, Any]]) -> None:
 
 
 def test_peers_share_moments_and_have_counters_of_their_own() -> None:
-    from gpu_suite.device import DryDevice
     from gpu_suite.steps import Stepped, peers_of, real_parameters, step_workloads
     from gpu_suite.timing import float64_norm
 
@@ -154,7 +152,6 @@ def test_as_many_layers_as_fit() -> None:
 
 def test_what_needs_a_graph_or_a_profiler_runs_with_both_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_suite import step_checks, steps
-    from gpu_suite.device import DryDevice
 
     class Accelerator(DryDevice):
         is_accelerator = True
@@ -179,7 +176,6 @@ def test_what_needs_a_graph_or_a_profiler_runs_with_both_replaced(monkeypatch: p
 
 def test_a_wrong_step_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     import optim_cases
-    from gpu_suite.device import DryDevice
     from gpu_suite.step_checks import step_failures
 
     monkeypatch.setattr(optim_cases, "OPTIONS", {"adamw": optim_cases.OPTIONS["adamw"]})
@@ -419,3 +415,72 @@ def test_the_profiler_says_what_is_an_annotation() -> None:
     kinds = {event.name: event.is_user_annotation for event in profiler.events()}
     assert kinds["a region"]
     assert not kinds["aten::sum"]
+
+
+def test_what_failed_its_checks_is_not_timed() -> None:
+    from gpu_suite.sections import unproven_peers
+    from gpu_suite.steps import step_workloads, time_steps
+    from gpu_suite.timing import time_workload
+    from gpu_suite.workloads import DRY_WORKLOADS
+
+    device = DryDevice()
+    failed = {
+        "cuda": {"capture": "x", "step_launches": "4 kernels"},
+        "triton": {"step adamw float32": "x"},
+        "cpu": {"process": "exit code -11"},
+    }
+    checks = {name: {"failed": parts} for name, parts in failed.items()}
+    of_clips, of_steps = (unproven_peers(checks, of_steps=of_steps) for of_steps in (False, True))
+    assert set(of_clips) == {"cuda_graph", "cpu", "cpu_graph"}
+    assert set(of_steps) == {"triton", "triton_graph", "cpu", "cpu_graph"}
+    rows = [
+        *time_workload(device, DRY_WORKLOADS[0], ["cpu"], budget_s=0.0, unproven=of_clips),
+        *time_steps(device, next(step_workloads(device)), ["cpu"], budget_s=0.0, unproven=of_steps),
+    ]
+    for row in rows:
+        assert "cpu" not in row.device
+        assert row.left_out["cpu"] == "process failed: exit code -11"
+        assert len(row.device) == 2  # torch's are there
+
+
+def test_a_section_that_dies_is_named_and_the_rest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that describes the device, times DTensors, and dies."""
+    path = tmp_path / "run.json"
+    arguments = ["gpu.py", "--cpu-dry-run", "--no-build", "--section", "distributed", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert gpu.main() == 0
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert list(result["failed_sections"]) == ["fail"]
+    assert "this section fails on purpose" in result["failed_sections"]["fail"]
+    assert result["on_purpose"] == [{"title": "a row before the failure"}]
+    (dtensors,) = result["distributed"]
+    assert {"torch", "fastclip", "ClippedOptimizer"} <= set(dtensors["host_ms"]) | set(dtensors["failed"])
+    assert "FAILED fail" in capfd.readouterr().out
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    program = "import time; print('begun', flush=True); time.sleep(60)"
+    complaint = gpu.watch([sys.executable, "-c", program], 2.0)
+    assert complaint is not None
+    assert complaint.startswith("took more than 2 s: begun")
+
+
+def test_iterations_train_and_clip() -> None:
+    from gpu_suite.training import DRY, GPT2, Gpt, iterations
+
+    torch.manual_seed(0)
+    model = Gpt(DRY)
+    indices = torch.randint(DRY.vocabulary, (DRY.batch, DRY.length + 1))
+    before = model(indices).item()
+    calls, clipped = iterations(model, indices, DryDevice())
+    assert list(calls) == ["none", "torch", "fastclip", "clipped", "clipped_fused"]
+    for call in calls.values():
+        call()
+    assert model(indices).item() < before
+    for optimizer in clipped.values():
+        assert optimizer.route == "native"
+        assert optimizer.stats().steps == 4
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Gpt(GPT2).parameters()) == 124_439_808

@@ -68,6 +68,14 @@ class Device:
         torch.cuda.synchronize()
         return elapsed
 
+    def wall_seconds(self, call: Call) -> float:
+        """Time a call until the device has done all of it."""
+        self.synchronize()
+        start = time.perf_counter()
+        call()
+        self.synchronize()
+        return time.perf_counter() - start
+
     def copy_gbps(self, nbytes: int = 2**31) -> float:
         """Return the bandwidth of a device-to-device copy, bytes read and bytes written together."""
         source = torch.empty(nbytes // 4, dtype=torch.float32, device=self.torch_device).normal_()

@@ -49,7 +49,7 @@ def draw(run: dict[str, Any]) -> Figure:
             _points(axes, row, backend, titles.index(row["title"]), run["copy_gbps"])
         _style(axes, subtitle)
     panels[0].set_yticks(range(len(titles)), titles)
-    panels[0].set_ylim(len(titles) - 0.5, -0.5)
+    panels[0].set_ylim(max(len(titles), 1) - 0.5, -0.5)
     env = run["environment"]
     figure.suptitle(
         f"Clipping by norm: time over what a copy's bandwidth allows\n{env['gpu']}, torch {env['torch']}, "

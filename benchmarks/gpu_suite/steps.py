@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -131,15 +132,26 @@ def share_state(source: Optimizer, target: Optimizer, *, counters: torch.device)
 
 
 def time_steps(
-    device: Device, workload: DeviceWorkload, names: Sequence[str], *, budget_s: float
+    device: Device,
+    workload: DeviceWorkload,
+    names: Sequence[str],
+    *,
+    budget_s: float,
+    unproven: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Row]:
-    """Time every optimizer on one workload, clipping inactive and active."""
+    """Time every optimizer on one workload, clipping inactive and active; arguments as `time_workload`'s."""
+    proven = [name for name in names if name not in unproven]
     for kind in STEP_KINDS.values():
-        yield from _time_kind(device, workload, kind, names, budget_s)
+        yield from _time_kind(device, workload, kind, proven, budget_s, unproven)
 
 
 def _time_kind(
-    device: Device, workload: DeviceWorkload, kind: StepKind, names: Sequence[str], budget_s: float
+    device: Device,
+    workload: DeviceWorkload,
+    kind: StepKind,
+    names: Sequence[str],
+    budget_s: float,
+    unproven: Mapping[str, str],
 ) -> Iterator[Row]:
     parameters = real_parameters(workload, device)
     stepped = Stepped(parameters, float64_norm(parameters))
@@ -151,7 +163,7 @@ def _time_kind(
         for name in names:
             peers[name]()
             errors[name] = stepped.norm_error(name)
-            if device.is_accelerator:
+            if device.is_accelerator and f"{name}_graph" not in unproven:
                 calls[f"{name}_graph"] = captured(peers[name])[0]
         options: dict[str, Any] = {
             "min_rounds": MIN_ROUNDS,
@@ -171,4 +183,5 @@ def _time_kind(
             times,
             host,
             errors,
+            dict(unproven),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,6 @@ import fastclip
 from fastclip import backends
 from fastclip.bench.peers import Peer, torch_peer
 from gpu_suite.device import Device
-
-# torch.compile makes one kernel of a few hundred tensors in a minute; of thousands in many.
-MAX_COMPILED_TENSORS = 200
 
 
 def backend_names(device: Device) -> list[str]:
@@ -57,6 +55,58 @@ def torch_peers() -> list[Peer]:
         torch_peer("torch_foreach", "torch foreach", foreach=True),
         torch_peer("torch_loop", "torch loop", foreach=False),
     ]
+
+
+MULTI_TENSOR_MODULES = {
+    "apex": ("Apex", "amp_C"),
+    "transformer_engine": ("TransformerEngine", "transformer_engine_torch"),
+}
+"""Name -> title, and the module with its `multi_tensor_l2norm` and `multi_tensor_scale`."""
+MULTI_TENSOR_CHUNK = 65_536
+
+
+def multi_tensor_peers(device: Device) -> tuple[list[Peer], dict[str, str]]:
+    """Return those of Apex and TransformerEngine that are installed, and why the others are absent."""
+    peers, absent = [], {}
+    for name, (title, module) in MULTI_TENSOR_MODULES.items():
+        if not device.is_accelerator or importlib.util.find_spec(module) is None:
+            absent[name] = f"{module} is not installed"
+            continue
+        # Its library is linked to torch's, and does not load beside every torch.
+        try:
+            peers.append(_multi_tensor_peer(name, title, importlib.import_module(module), device))
+        except ImportError as error:
+            absent[name] = f"{module} does not load: {error}"
+    return peers, absent
+
+
+def _multi_tensor_peer(name: str, title: str, module: Any, device: Device) -> Peer:
+    """Return clipping as apex.contrib.clip_grad does it: the kernel takes the factor as the host's float."""
+    overflow = torch.zeros(1, dtype=torch.int, device=device.torch_device)
+
+    def norm(gradients: list[Tensor]) -> Tensor:
+        norms = [
+            module.multi_tensor_l2norm(MULTI_TENSOR_CHUNK, overflow, [alike], False)[0].float()
+            for alike in _by_dtype(gradients)
+        ]
+        return torch.linalg.vector_norm(torch.cat(norms))
+
+    def clip(parameters: list[torch.nn.Parameter], max_norm: float) -> Tensor:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total_norm = norm(gradients)
+        factor = float(torch.clamp(max_norm / (total_norm + 1e-6), max=1.0))
+        for alike in _by_dtype(gradients):
+            module.multi_tensor_scale(MULTI_TENSOR_CHUNK, overflow, [alike, alike], factor)
+        return total_norm
+
+    return Peer(name, title, clip, norm)
+
+
+def _by_dtype(gradients: list[Tensor]) -> list[list[Tensor]]:
+    alike: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        alike.setdefault(gradient.dtype, []).append(gradient)
+    return list(alike.values())
 
 
 def compiled_peer() -> Peer:

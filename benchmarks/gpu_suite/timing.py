@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,12 +16,21 @@ from fastclip.bench.models import gradients
 from fastclip.bench.peers import Peer
 from fastclip.bench.timing import Call, Measurement, interleave
 from gpu_suite.device import Device
-from gpu_suite.subjects import MAX_COMPILED_TENSORS, captured_clip, compiled_peer, fastclip_peer, torch_peers
+from gpu_suite.subjects import (
+    captured_clip,
+    compiled_peer,
+    fastclip_peer,
+    multi_tensor_peers,
+    torch_peers,
+)
 from gpu_suite.workloads import DeviceWorkload
 
 MODES = ("norm", "inactive", "active")
 MIN_ROUNDS = 7
 MAX_ROUNDS = 200
+
+# A loop over tensors makes a graph of thousands of nodes; the others ask the device for a number.
+NOT_CAPTURED = ("torch_loop", "torch_compile", "apex", "transformer_engine")
 
 # Copies of the gradients that calls take turns over, where the caches could hold more than one.
 NUM_SETS = 4
@@ -79,25 +89,40 @@ class Sets:
 
 
 def time_workload(
-    device: Device, workload: DeviceWorkload, names: list[str], *, budget_s: float, with_compiled: bool
+    device: Device,
+    workload: DeviceWorkload,
+    names: list[str],
+    *,
+    budget_s: float,
+    with_compiled: bool = False,
+    unproven: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Row]:
-    """Time one workload in all modes; active comes last because it changes the gradients."""
+    """Time one workload in all modes; active comes last because it changes the gradients.
+
+    Args:
+        device: Where.
+        workload: What is clipped.
+        names: Backends of fastclip.
+        budget_s: Seconds for each mode's times on the device.
+        with_compiled: Beside torch.compile's clip, which takes a minute to compile, in place of the others'.
+        unproven: Peer, a backend or its `_graph`, -> why it is not timed.
+    """
     sets = Sets(workload, device)
-    peers = [*(fastclip_peer(name) for name in names), *torch_peers()]
-    left_out = {}
-    if not with_compiled:
-        left_out["torch_compile"] = "no time"
-    elif workload.workload.num_tensors > MAX_COMPILED_TENSORS:
-        left_out["torch_compile"] = f"compiles for minutes above {MAX_COMPILED_TENSORS} tensors"
-    else:
+    peers = [*(fastclip_peer(name) for name in names if name not in unproven), *torch_peers()]
+    left_out = dict(unproven)
+    if with_compiled:
         peers.append(compiled_peer())
+    else:
+        others, absent = multi_tensor_peers(device)
+        peers += others
+        left_out |= absent
     errors = {
         peer.name: abs(float(peer.norm(gradients(sets.lists[0]))) - sets.total_norm) / sets.total_norm
         for peer in peers
     }
     nbytes = workload.nbytes
     for mode in MODES:
-        calls, before = _calls(device, sets, peers, mode)
+        calls, before = _calls(device, sets, peers, mode, left_out)
         options: dict[str, Any] = {"min_rounds": MIN_ROUNDS, "max_rounds": MAX_ROUNDS, "before": before}
         host = interleave(calls, budget_s=budget_s / 3, stopwatch=device.host_seconds, **options)
         device.delay_ms = 1.5 * max(m.median_ms for m in host.values()) + 0.5
@@ -117,7 +142,9 @@ def time_workload(
         )
 
 
-def _calls(device: Device, sets: Sets, peers: list[Peer], mode: str) -> tuple[dict[str, Call], Call]:
+def _calls(
+    device: Device, sets: Sets, peers: list[Peer], mode: str, left_out: Mapping[str, str]
+) -> tuple[dict[str, Call], Call]:
     """Return each peer's call, and what restores the gradients before one."""
     if mode == "norm":
         lists = [gradients(parameters) for parameters in sets.lists]
@@ -140,7 +167,7 @@ def _calls(device: Device, sets: Sets, peers: list[Peer], mode: str) -> tuple[di
     }
     if device.is_accelerator:
         for peer in peers:
-            if peer.name in ("torch_loop", "torch_compile"):
+            if peer.name in NOT_CAPTURED or f"{peer.name}_graph" in left_out:
                 continue
             replays = []
             for index, parameters in enumerate(sets.lists):

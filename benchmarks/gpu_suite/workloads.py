@@ -83,6 +83,9 @@ WORKLOADS = (
 
 NUM_KEY_WORKLOADS = 5
 
+# torch.compile makes one kernel of a few hundred tensors in a minute; of thousands in many.
+COMPILED_WORKLOADS = ("bf16-6000261x256", "gpt2")
+
 # Small enough for a dry run on a CPU, with every property that the others have.
 DRY_WORKLOADS = (
     workload("dry-many", "200 tiny tensors", [(16,)] * 200, torch.float32),

@@ -1,0 +1,172 @@
+"""Whole training iterations of a GPT-2: what clipping costs beside forward, backward and update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastclip
+from fastclip.bench.timing import Call, interleave
+from gpu_suite.device import Device
+
+MAX_NORM = 1.0
+ITERATIONS_A_ROUND = 4
+MIN_ROUNDS, MAX_ROUNDS = 5, 40
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a batch.
+
+    Attributes:
+        name: Key in files.
+        title: What readers see.
+        batch: Sequences.
+        length: Tokens of each.
+    """
+
+    name: str
+    title: str
+    num_layers: int
+    num_heads: int
+    width: int
+    vocabulary: int
+    batch: int
+    length: int
+
+
+# A batch that makes the device the limit: with fewer tokens the host is, and figures move from run to run.
+GPT2 = Shape("gpt2-124m", "GPT-2 124M, 8 x 1024 tokens", 12, 12, 768, 50_257, 8, 1024)
+DRY = Shape("dry-gpt", "a tiny GPT", 2, 2, 16, 64, 2, 8)
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each behind a layer norm and added to its input."""
+
+    def __init__(self, shape: Shape) -> None:
+        """Make the weights."""
+        super().__init__()
+        self.num_heads = shape.num_heads
+        self.norms = nn.ModuleList(nn.LayerNorm(shape.width) for _ in range(2))
+        self.attention = nn.Linear(shape.width, 3 * shape.width)
+        self.projection = nn.Linear(shape.width, shape.width)
+        self.perceptron = nn.Sequential(
+            nn.Linear(shape.width, 4 * shape.width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * shape.width, shape.width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, length, width) to the same shape."""
+        batch, length, width = x.shape
+        heads = self.attention(self.norms[0](x)).view(batch, length, 3, self.num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.perceptron(self.norms[1](x))
+
+
+class Gpt(nn.Module):
+    """GPT-2's architecture, the output tied to the embedding.
+
+    Source: Radford et al., Language models are unsupervised multitask learners, 2019.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        """Make the weights."""
+        super().__init__()
+        self.tokens = nn.Embedding(shape.vocabulary, shape.width)
+        self.positions = nn.Embedding(shape.length, shape.width)
+        self.blocks = nn.Sequential(*(Block(shape) for _ in range(shape.num_layers)))
+        self.norm = nn.LayerNorm(shape.width)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Return the loss of predicting each next token of (batch, length + 1) indices."""
+        inputs, targets = indices[:, :-1], indices[:, 1:]
+        x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
+        logits = F.linear(self.norm(self.blocks(x)), self.tokens.weight)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def iterations(model: nn.Module, indices: Tensor, device: Device) -> tuple[dict[str, Call], dict[str, Any]]:
+    """Return one iteration of each way to clip, over the same model, and the clipped optimizers by name.
+
+    `none` does not clip, `torch` and `fastclip` clip before torch's fused AdamW, `clipped` and
+    `clipped_fused` are `ClippedOptimizer` around torch's default AdamW and its fused one.
+    """
+    parameters = list(model.parameters())
+
+    def adamw(**options: bool) -> torch.optim.AdamW:
+        return torch.optim.AdamW(parameters, lr=1e-5, **options)
+
+    clipped = {
+        "clipped": fastclip.ClippedOptimizer(adamw(), MAX_NORM),
+        "clipped_fused": fastclip.ClippedOptimizer(adamw(fused=True), MAX_NORM),
+    }
+    clips = {
+        "none": lambda: None,
+        "torch": lambda: torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM),
+        "fastclip": lambda: fastclip.clip_grad_norm_(parameters, MAX_NORM),
+    }
+
+    def iteration(optimizer: torch.optim.Optimizer, clip: Call) -> Call:
+        def run() -> None:
+            for _ in range(ITERATIONS_A_ROUND):
+                with torch.autocast(device.torch_device.type, torch.bfloat16):
+                    loss = model(indices)
+                loss.backward()
+                clip()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return run
+
+    calls = {name: iteration(adamw(fused=True), clip) for name, clip in clips.items()}
+    calls |= {name: iteration(optimizer, lambda: None) for name, optimizer in clipped.items()}
+    return calls, clipped
+
+
+def time_training(
+    device: Device, *, budget_s: float, compiled: Sequence[bool] = (False,)
+) -> Iterator[dict[str, Any]]:
+    """Time iterations interleaved, until the device is done; with torch.compile'd model where asked.
+
+    Yields rows of plain values: milliseconds per iteration, quantiles over rounds of ITERATIONS_A_ROUND.
+    """
+    shape = GPT2 if device.is_accelerator else DRY
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.batch, shape.length + 1)
+    indices = torch.randint(shape.vocabulary, size, generator=generator).to(device.torch_device)
+    for with_compile in compiled:
+        torch.manual_seed(0)
+        model = Gpt(shape).to(device.torch_device)
+        run = torch.compile(model) if with_compile else model
+        calls, clipped = iterations(run, indices, device)
+        times = interleave(
+            calls,
+            budget_s=budget_s,
+            min_rounds=MIN_ROUNDS,
+            max_rounds=MAX_ROUNDS,
+            before=lambda: None,
+            stopwatch=device.wall_seconds,
+        )
+        quantiles = {
+            name: {q: ms / ITERATIONS_A_ROUND for q, ms in measured.quantiles_ms.items()}
+            for name, measured in times.items()
+        }
+        yield {
+            "workload": shape.name,
+            "title": shape.title,
+            "compiled": with_compile,
+            "ms": quantiles,
+            "num_rounds": {name: measured.num_rounds for name, measured in times.items()},
+            "routes": {name: optimizer.route for name, optimizer in clipped.items()},
+        }
