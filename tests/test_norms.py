@@ -165,14 +165,13 @@ def test_empty_ones_of_any_layout() -> None:
 
 
 def test_complex_magnitudes_neither_overflow_nor_round_on_the_way() -> None:
-    huge = torch.tensor([2e38 + 2e38j], dtype=torch.complex64)
+    huge = torch.tensor([3e38 + 3e38j], dtype=torch.complex64)  # of a magnitude beyond float32
     tiny = torch.tensor([1e-44 + 1e-44j, 1e-44], dtype=torch.complex64)
     beyond = torch.tensor([1e308 + 1e308j], dtype=torch.complex128)
-    want = [2e38 * 2**0.5, float(tiny[1].real) * 3**0.5, 1e308 * 2**0.5]
+    want = [3e38 * 2**0.5, float(tiny[1].real) * 3**0.5, 1e308 * 2**0.5]
     norms = fastclip.grad_norms([HasGrad(grad) for grad in (huge, tiny, beyond)])
     assert norms.dtype == torch.float64
     assert norms.tolist() == pytest.approx(want, rel=1e-6)
-    assert fastclip.grad_norms(HasGrad(huge).grad.requires_grad_(False)).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
