@@ -6,6 +6,8 @@ import gzip
 import re
 import struct
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from fastclip.demo.data import (
     DataError,
+    image_folder,
     load_cifar10,
     load_digits,
     load_image_folder,
@@ -387,3 +390,33 @@ def test_text_that_is_too_short_or_missing_is_said_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match=r"comes without pydoc_data\.topics"):
         load_text()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "name", "top"),
+    [
+        (np.linspace(0, 65535, 64).astype(np.uint16), "16.png", 65535),
+        (np.linspace(0, 65535, 64).astype(np.uint16), "16.tiff", 65535),
+        (np.linspace(0, 65535, 64).astype(np.int32), "32.tiff", 65535),
+        (np.linspace(0, 255, 64).astype(np.int32), "dark.tiff", 255),
+        (np.linspace(0, 1, 64).astype(np.float32), "unit.tiff", 1),
+        (np.linspace(0, 255, 64).astype(np.float32), "float.tiff", 255),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_deep_images_keep_their_levels(tmp_path: Path, pixels: Any, name: str, top: int) -> None:
+    path = tmp_path / name
+    Image.fromarray(pixels.reshape(8, 8)).save(path)
+    read = image_folder._read_image(path, 8)
+    assert read.shape == (8, 8, 3)
+    assert len(np.unique(read)) == 64
+    wanted = pixels.reshape(8, 8).astype(np.float64) * 255 / top
+    np.testing.assert_allclose(read[..., 0], wanted, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 300.0], [float("nan"), 1.0]], ids=str)
+def test_a_deep_image_of_an_unknown_range_is_refused(tmp_path: Path, values: list[float]) -> None:
+    path = tmp_path / "odd.tiff"
+    Image.fromarray(np.array([values], np.float32)).save(path)
+    with pytest.raises(DataError, match=r"odd.tiff has values from .* 0 to 255 in a floating-point one"):
+        image_folder._read_image(path, 8)

@@ -12,7 +12,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from fastclip.tuner.seeding import seeded
+
 FINGERPRINT_SAMPLES = 256
+COMPARED_TARGETS = 16
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,22 @@ class TuningData:
         if self.inputs is not None:
             digest.update(str((self.inputs.dtype, tuple(self.inputs.shape))).encode())
             digest.update(self.inputs.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif not _has_transform(self.dataset):
-            rows = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.intp))
-            for tensor in _leaves(self.batch(rows, torch.device("cpu"))[0]):
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            rows = _spread(len(self), FINGERPRINT_SAMPLES)
+            for first, second in zip(*(self._read(rows, seed) for seed in (0, 1)), strict=True):
+                if first == second:
+                    digest.update(first)
         return digest.hexdigest()[:16]
+
+    def _read(self, rows: npt.NDArray[np.intp], seed: int) -> list[bytes]:
+        """Return the bytes of each tensor of these inputs, read with this seed; outside, no state changes.
+
+        What differs from seed to seed, as augmented images do, says nothing about which data it is.
+        """
+        cpu = torch.device("cpu")
+        with seeded(seed, cpu):
+            leaves = _leaves(self.batch(rows, cpu)[0])
+        return [leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
 
 
 def as_data(data: Any, y: Any = None, groups: Any = None, *, caller: str) -> TuningData:
@@ -117,8 +131,8 @@ def as_data(data: Any, y: Any = None, groups: Any = None, *, caller: str) -> Tun
             raise TypeError(
                 f"{caller}: data {type(data).__name__} has no length; expected a map-style Dataset."
             )
+        _check_length(caller, "data", len(data), len(getattr(data, "targets", data)))
         targets = _as_tensor(_dataset_targets(data), caller, "targets", targets=True)
-        _check_length(caller, "data", len(data), len(targets))
         view = TuningData(None, targets, _as_groups(groups, len(targets), caller), data)
     else:
         raise TypeError(
@@ -161,16 +175,25 @@ def _check_length(caller: str, name: str, found: int, expected: int) -> None:
 
 
 def _dataset_targets(dataset: Any) -> Any:
-    """Return all targets, from the attribute that torchvision's datasets have, or by reading each sample."""
+    """Return the target that the dataset yields with each sample.
+
+    torchvision's datasets list them in an attribute, before any transform: it is taken where nothing changes
+    targets and some samples agree with it; otherwise every sample is read.
+    """
     targets = getattr(dataset, "targets", None)
-    if targets is not None:
-        return targets
+    if targets is not None and getattr(dataset, "target_transform", None) is None:
+        rows = _spread(len(dataset), COMPARED_TARGETS).tolist()
+        listed = [np.asarray(targets[i]) for i in rows]
+        with seeded(0, torch.device("cpu")):
+            yielded = [np.asarray(dataset[i][1]) for i in rows]
+        if all(np.array_equal(a, b) for a, b in zip(listed, yielded, strict=True)):
+            return targets
     return np.asarray([np.asarray(dataset[i][1]) for i in range(len(dataset))])
 
 
-def _has_transform(dataset: Any) -> bool:
-    """Tell whether samples may differ from read to read, as augmented images do."""
-    return getattr(dataset, "transform", None) is not None
+def _spread(length: int, count: int) -> npt.NDArray[np.intp]:
+    """Return at most `count` row numbers, evenly over all."""
+    return np.unique(np.linspace(0, max(length - 1, 0), count).astype(np.intp))[:length]
 
 
 def _to_device(inputs: Any, device: torch.device) -> Any:

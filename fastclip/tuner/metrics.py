@@ -127,19 +127,28 @@ def measure(
     """Return every metric of held-out outputs.
 
     Args:
-        outputs: Model outputs of n samples, on the CPU; class scores in the last dimension.
+        outputs: Model outputs of n samples, on the CPU; for classes as `class_scores` takes them.
         targets: Their n targets.
         loss: Loss function of (outputs, targets).
         scoring: The measures asked for; `loss`, `accuracy`, `recall_macro` and `recall_<class>` (`loss` and
             `rmse` for a regression) are there in any case.
         classes: The classes in ascending order; empty for a regression.
+
+    Raises:
+        ValueError: The outputs do not fit the targets; the message names both shapes.
     """
     values = {"loss": loss(outputs, targets).item()}
     labels = targets.numpy().reshape(-1)
     if len(classes):
-        estimator: Any = _HeldOutClassifier(outputs.reshape(len(labels), -1), classes)
+        scores = class_scores(outputs, targets, classes, last=loss is default_loss)
+        estimator: Any = _HeldOutClassifier(scores, classes)
         values |= _classification(estimator.predict(), labels, classes)
     else:
+        if outputs.squeeze().shape != targets.squeeze().shape:
+            raise ValueError(
+                f"measure: outputs of shape {tuple(outputs.shape)} for targets of shape "
+                f"{tuple(targets.shape)}; expected the same, up to dimensions of size 1."
+            )
         estimator = _HeldOutRegressor(outputs.reshape(targets.shape))
         values["rmse"] = float(np.sqrt(np.mean(np.square(estimator.predict().reshape(-1) - labels))))
     rows = np.arange(len(labels))
@@ -149,6 +158,47 @@ def measure(
             if scorer is not None:
                 values[name] = float(scorer(estimator, rows, labels if len(classes) else targets.numpy()))
     return values
+
+
+def class_scores(
+    outputs: torch.Tensor, targets: torch.Tensor, classes: npt.NDArray[Any], *, last: bool
+) -> torch.Tensor:
+    """Return one row of class scores for each target, in the order of the flattened targets.
+
+    Args:
+        outputs: Targets' shape with a dimension of class scores more: behind the batch as torch's
+            cross-entropy has it, (n, classes, ...), or at the end, (n, ..., classes). Or one logit for each
+            target, with or without a dimension of size 1, for the classes 0 and 1.
+        targets: Classes, of shape (n, ...).
+        classes: Those that occur.
+        last: Whether the scores are at the end where both would fit, as `default_loss` has it.
+
+    Raises:
+        ValueError: Neither fits, or there are fewer scores than classes; the message names the shapes.
+    """
+    shape = targets.shape
+    if outputs.shape == shape or (outputs.numel() == targets.numel() and 1 in outputs.shape[1:]):
+        if set(classes.tolist()) <= {0, 1}:
+            logits = outputs.reshape(-1)
+            return torch.stack((torch.zeros_like(logits), logits), dim=-1)
+        raise ValueError(
+            f"class_scores: outputs of shape {tuple(outputs.shape)} hold one number for each target, and the "
+            f"classes are {classes.tolist()}; expected 0 and 1, or a score for each class."
+        )
+    fits_last = outputs.shape[:-1] == shape
+    fits_second = outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == shape
+    if not (fits_last or fits_second):
+        raise ValueError(
+            f"class_scores: outputs of shape {tuple(outputs.shape)} for targets of shape {tuple(shape)}; "
+            f"expected {(*shape[:1], 'classes', *shape[1:])} or {(*shape, 'classes')}."
+        )
+    scores = outputs if fits_last and (last or not fits_second) else outputs.movedim(1, -1)
+    if scores.shape[-1] <= max(classes.tolist()):
+        raise ValueError(
+            f"class_scores: outputs of shape {tuple(outputs.shape)} hold {scores.shape[-1]} scores for each "
+            f"target, and the largest class is {max(classes.tolist())}; expected more scores than that."
+        )
+    return scores.reshape(-1, scores.shape[-1])
 
 
 def _classification(

@@ -121,6 +121,9 @@ def train(
                 "reason": f"the held-out loss is {record['loss']}",
                 "step": run.steps,
                 "epoch": epoch,
+                "loss": record["loss"],
+                "norm": record["grad_norm_max"],
+                "norm_median": record["grad_norm_median"],
             }
             break
         run.history.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastclip.demo.models.image_shape import ImageShape
+
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
+"""From 0 to 255; float32 where a file has more levels."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ class LabelledPixels:
     """Images as they come out of a file.
 
     Attributes:
-        pixels: uint8, shape (n, channels, height, width).
+        pixels: shape (n, channels, height, width).
         labels: int64, shape (n,).
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     labels: NDArray[np.int64]
 
     def sample(self, count: int, seed: int) -> LabelledPixels:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 
-from fastclip.demo.data.classification import ClassificationData, LabelledPixels, sample_rows, standardise
+from fastclip.demo.data.classification import (
+    ClassificationData,
+    LabelledPixels,
+    Pixels,
+    sample_rows,
+    standardise,
+)
 from fastclip.demo.data.errors import DataError
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -107,14 +114,18 @@ def _check_splittable(folder: Path, labels: NDArray[np.int64], classes: list[str
         )
 
 
-def _read(paths: list[Path], size: int) -> NDArray[np.uint8]:
+def _read(paths: list[Path], size: int) -> Pixels:
     """Return the pixels of the images, shape (n, 3, size, size)."""
-    return np.stack([_read_image(path, size) for path in paths]).transpose(0, 3, 1, 2).copy()
+    images: list[NDArray[Any]] = [_read_image(path, size) for path in paths]
+    return np.stack(images).transpose(0, 3, 1, 2).copy()
 
 
-def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
+def _read_image(path: Path, size: int) -> Pixels:
+    """Return one image, shape (size, size, 3), from 0 to 255; float32 if it has more levels."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                return _read_deep(image, path, size)
             return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
     except UnidentifiedImageError as error:
         raise DataError(
@@ -125,3 +136,23 @@ def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
             f"load_image_folder: {path} cannot be read ({error}), and may be truncated; expected a "
             "whole image. Copy it anew, or move it away."
         ) from error
+
+
+def _read_deep(image: Image.Image, path: Path, size: int) -> NDArray[np.float32]:
+    """Return a grey image of 16 or 32 bits, or of floating-point numbers, which Pillow would cut off at 255.
+
+    Integers are of 16 bits unless all are below 256; floating-point numbers run to 1, or to 255 if one is
+    above.
+    """
+    values = np.asarray(image).astype(np.float32)
+    if image.mode.startswith("I"):
+        top = 255 if image.mode == "I" and image.format != "PNG" and values.max() <= 255 else 65535
+    else:
+        top = 1 if values.max() <= 1 else 255
+    if not (values.min() >= 0 and values.max() <= top):  # or nan
+        raise DataError(
+            f"load_image_folder: {path} has values from {values.min():g} to {values.max():g}; expected 0 to "
+            "65535 in an integer image, 0 to 1 or 0 to 255 in a floating-point one. Rescale it."
+        )
+    resized = Image.fromarray(values * (255 / top)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.repeat(np.asarray(resized)[..., None], 3, axis=-1)
