@@ -8,12 +8,12 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from fastclip.tuner.explosion import TOLD_AS_WORST, Verdict
-from fastclip.tuner.folds import FoldResult
-from fastclip.tuner.opening import SETTINGS_ATTR
-from fastclip.tuner.output import OutputDir
 from fastclip.tuner.report import StudyView
-from fastclip.tuner.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, decisive, fold_attr
+from fastclip.tuner.study.opening import SETTINGS_ATTR
+from fastclip.tuner.study.output import OutputDir
+from fastclip.tuner.study.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, decisive, fold_attr
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.training.folds import FoldResult
 
 N_FOLDS = 3
 STEPS = 40

@@ -34,16 +34,29 @@ LAYERS = (
     ("bench",),
     ("tuner",),
     ("optim",),
-    ("strategies",),
     ("patch",),
     ("clip_grad", "norms"),
-    ("distributed",),
     ("backends",),
     ("kernels", "_C"),
     ("reference",),
     ("errors", "_version"),
 )
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# The same within the tuner: files on top of four folders.
+TUNER_LAYERS = (
+    ("cli",),
+    ("config",),
+    ("cross_validation", "suggest"),
+    ("tuner_cv",),
+    ("report", "progress"),
+    ("study",),
+    ("executors",),
+    ("training",),
+    ("errors", "files"),
+)
+
+
+def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+    return {name: rank for rank, names in enumerate(layers) for name in names}
 
 
 def loaded_by(statement: str) -> tuple[set[str], str]:
@@ -74,13 +87,8 @@ def test_the_boundary_is_seen_to_be_crossed() -> None:
     assert printed == "noise\n"
 
 
-def module_name(path: Path, package: Path) -> str:
-    parts = ("fastclip", *path.relative_to(package).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports_of(path: Path) -> Iterator[str]:
-    """The layers of fastclip that a file imports, anywhere in it."""
+def imports_of(path: Path, prefix: str) -> Iterator[str]:
+    """What a file imports of the package with this dotted prefix, anywhere in it: first names below it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -90,33 +98,46 @@ def imports_of(path: Path) -> Iterator[str]:
         else:
             continue
         for name in names:
-            first, _, rest = name.partition(".")
-            if first == "fastclip" and rest.partition(".")[0] in RANK:
-                yield rest.partition(".")[0]
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix).partition(".")[0]
 
 
-def upward_imports(package: Path) -> list[str]:
-    """Every import that goes against the layers."""
+def upward_imports(
+    package: Path, layers: tuple[tuple[str, ...], ...] = LAYERS, prefix: str = "fastclip."
+) -> list[str]:
+    """Every import that goes against the layers of a package, whose files lie in `package`."""
+    rank = ranks(layers)
     found = []
     for path in sorted(package.rglob("*.py")):
-        layer = [*module_name(path, package).split("."), ""][1]
-        if layer == "":
-            continue  # fastclip/__init__.py re-exports
-        found += [f"{layer} -> {target}" for target in imports_of(path) if RANK[target] < RANK[layer]]
+        layer = path.relative_to(package).with_suffix("").parts[0]
+        if layer == "__init__":
+            continue  # it re-exports
+        targets = (target for target in imports_of(path, prefix) if target in rank)
+        found += [f"{layer} -> {target}" for target in targets if rank[target] < rank[layer]]
     return found
 
 
-def test_every_module_has_a_layer() -> None:
-    names = {
+def modules_in(package: Path) -> set[str]:
+    return {
         p.stem if p.is_file() else p.name
-        for p in PACKAGE.iterdir()
+        for p in package.iterdir()
         if p.suffix == ".py" or (p / "__init__.py").is_file()
-    }
-    assert names - {"__init__"} <= set(RANK)
+    } - {"__init__"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "layers"), [("", LAYERS), ("tuner", TUNER_LAYERS)], ids=["fastclip", "tuner"]
+)
+def test_layers_are_the_modules_there_are(folder: str, layers: tuple[tuple[str, ...], ...]) -> None:
+    assert set(ranks(layers)) - {"_C"} == modules_in(PACKAGE / folder)
 
 
 def test_imports_go_down() -> None:
     assert upward_imports(PACKAGE) == []
+
+
+def test_imports_within_the_tuner_go_down() -> None:
+    assert upward_imports(PACKAGE / "tuner", TUNER_LAYERS, "fastclip.tuner.") == []
 
 
 def test_an_upward_import_is_found(tmp_path: Path) -> None:
@@ -125,10 +146,14 @@ def test_an_upward_import_is_found(tmp_path: Path) -> None:
     with (copy / "backends" / "eager.py").open("a") as file:
         file.write("\ndef late():\n    from fastclip import clip_grad\n    return clip_grad\n")
     assert upward_imports(copy) == ["backends -> clip_grad"]
+    with (copy / "tuner" / "training" / "data.py").open("a") as file:
+        file.write("\ndef late():\n    import fastclip.tuner.study.search\n")
+    assert upward_imports(copy / "tuner", TUNER_LAYERS, "fastclip.tuner.") == ["training -> study"]
 
 
 def test_public_names_are_those_that_all_lists() -> None:
-    assert sorted(fastclip.__all__) == fastclip.__all__ or set(fastclip.__all__) <= set(dir(fastclip))
+    assert sorted(fastclip.__all__) == fastclip.__all__
+    assert set(fastclip.__all__) <= set(dir(fastclip))
     assert all(getattr(fastclip, name).__doc__ or name == "__version__" for name in fastclip.__all__)
 
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from fastclip.tuner.cli import tune
 from fastclip.tuner.config import build, read_config
 from fastclip.tuner.errors import ConfigError
-from fastclip.tuner.spaces import Choice, Float, Int
-from fastclip.tuner.storage import open_storage
+from fastclip.tuner.study.spaces import Choice, Float, Int
+from fastclip.tuner.study.storage import open_storage
 
 CONFIG = """
 [study]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastclip.tuner import INIT_NAMES, initialise
-from fastclip.tuner.regularisation import penalty, set_dropout
+from fastclip.tuner.training.regularisation import penalty, set_dropout
 
 
 def deep(width=64, depth=6):

@@ -2,9 +2,9 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from report_cases import MadeUpStudy, exploded, fold, scored
 
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.output import OutputDir
 from fastclip.tuner.report.next_steps import next_steps
+from fastclip.tuner.study.output import OutputDir
+from fastclip.tuner.training.explosion import Verdict
 
 
 def advice(study: MadeUpStudy) -> str:

@@ -12,8 +12,8 @@ import pytest
 from optuna.trial import TrialState
 from postgres_server import MissingCapabilityError, postgres_server
 
-from fastclip.tuner.records import collect
 from fastclip.tuner.report import StudyView, write_report
+from fastclip.tuner.study.records import collect
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (the extra `test`)")
 

@@ -10,8 +10,8 @@ import tuner_cases as cases
 from executor_cases import ExecutorContract, context
 
 from fastclip.tuner import Choice, TunerCV
-from fastclip.tuner.executors import make_executor
-from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.executors.choosing import make_executor
+from fastclip.tuner.training.explosion import Verdict
 
 ray = pytest.importorskip("ray", reason="ray is not installed (the extra `ray`)")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -91,6 +91,6 @@ class TestSearch:
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "fastclip.tuner.ray_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "fastclip.tuner.executors.ray_workers", raising=False)
     with pytest.raises(ImportError, match=r"ray is not installed; expected the extra `ray`"):
         tuner(cases.mlp, SPACE, executor="ray").fit(cases.blobs())

@@ -16,9 +16,9 @@ from sklearn.exceptions import NotFittedError
 
 from fastclip.tuner import Choice, Float, TunerCV
 from fastclip.tuner.cli import tune
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.output import OutputDir
 from fastclip.tuner.report import StudyView, write_plots, write_report, writing
+from fastclip.tuner.study.output import OutputDir
+from fastclip.tuner.training.explosion import Verdict
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

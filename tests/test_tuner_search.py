@@ -9,8 +9,8 @@ from sklearn.base import clone
 from tuner_cases import tuner
 
 from fastclip.tuner import Choice, ExplosionRule, Float, Int, ResumeError
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.storage import open_storage
+from fastclip.tuner.study.storage import open_storage
+from fastclip.tuner.training.explosion import Verdict
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from tuner_cases import tuner
 
 from fastclip.tuner import AllTrialsExplodedError, Choice, ExplosionRule, Float
-from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.training.explosion import Verdict
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

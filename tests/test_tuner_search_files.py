@@ -13,8 +13,8 @@ import tuner_cases as cases
 from tuner_cases import tuner
 
 from fastclip.tuner import Float
-from fastclip.tuner.output import OutputDir
-from fastclip.tuner.storage import open_storage
+from fastclip.tuner.study.output import OutputDir
+from fastclip.tuner.study.storage import open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

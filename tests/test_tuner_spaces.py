@@ -2,8 +2,8 @@ import optuna
 import pytest
 
 from fastclip.tuner import Choice, Float, Int, Space
-from fastclip.tuner.samplers import grid_points
-from fastclip.tuner.spaces import resolve
+from fastclip.tuner.study.samplers import grid_points
+from fastclip.tuner.study.spaces import resolve
 
 
 @pytest.mark.parametrize(

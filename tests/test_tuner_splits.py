@@ -7,8 +7,8 @@ from sklearn.model_selection import GroupKFold, KFold, PredefinedSplit, TimeSeri
 from sklearn.tree import DecisionTreeClassifier
 
 from fastclip.tuner import RouletteWheelSplit, check_cv
-from fastclip.tuner.data import as_data
-from fastclip.tuner.splits import fingerprint, make_splits, missing_classes
+from fastclip.tuner.training.data import as_data
+from fastclip.tuner.training.splits import fingerprint, make_splits, missing_classes
 
 
 def rows(n):

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fastclip.tuner import ExplosionRule, cross_validate, nested_cv
-from fastclip.tuner.data import as_data
-from fastclip.tuner.explosion import ExplosionWatch
-from fastclip.tuner.metrics import check_scoring, default_loss, measure
-from fastclip.tuner.optimisers import SCHEDULERS, make_optimizer, make_scheduler
+from fastclip.tuner.training.data import as_data
+from fastclip.tuner.training.explosion import ExplosionWatch
+from fastclip.tuner.training.metrics import check_scoring, default_loss, measure
+from fastclip.tuner.training.optimisers import SCHEDULERS, make_optimizer, make_scheduler
 
 
 class TestWatch:

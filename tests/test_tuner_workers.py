@@ -14,9 +14,10 @@ import tuner_cases as cases
 from executor_cases import ExecutorContract, context
 
 from fastclip.tuner import Choice, Float, TunerCV, cross_validate
-from fastclip.tuner.executors import device_slots, make_executor
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.preparation import resolve_threads
+from fastclip.tuner.executors.base import device_slots
+from fastclip.tuner.executors.choosing import make_executor
+from fastclip.tuner.study.preparation import resolve_threads
+from fastclip.tuner.training.explosion import Verdict
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

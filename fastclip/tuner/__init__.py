@@ -35,12 +35,12 @@ from fastclip.tuner.errors import (
     ResumeError,
     WarmupExplodedError,
 )
-from fastclip.tuner.explosion import ExplosionRule, Verdict
-from fastclip.tuner.initialisation import INIT_NAMES, initialise
-from fastclip.tuner.roulette import RouletteWheelSplit
-from fastclip.tuner.spaces import Choice, Float, Int, Space
-from fastclip.tuner.splits import check_cv
+from fastclip.tuner.study.spaces import Choice, Float, Int, Space
 from fastclip.tuner.suggest import ClipRange, suggest_clip_range
+from fastclip.tuner.training.explosion import ExplosionRule, Verdict
+from fastclip.tuner.training.initialisation import INIT_NAMES, initialise
+from fastclip.tuner.training.roulette import RouletteWheelSplit
+from fastclip.tuner.training.splits import check_cv
 from fastclip.tuner.tuner_cv import TunerCV
 
 __all__ = [

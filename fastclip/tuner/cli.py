@@ -15,15 +15,15 @@ from rich.table import Table
 
 from fastclip.tuner.config import Experiment, build, read_config
 from fastclip.tuner.errors import AllTrialsFailedError, RefitExplodedError, ResumeError, WarmupExplodedError
-from fastclip.tuner.executors import device_slots
-from fastclip.tuner.folds import build_model
-from fastclip.tuner.opening import CONFIG_ATTR, SETTINGS_ATTR
-from fastclip.tuner.output import STUDY, OutputDir
+from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.progress import progress, summary
-from fastclip.tuner.records import TrialRecord, collect
-from fastclip.tuner.spaces import DIMENSIONS, Space
-from fastclip.tuner.storage import STALE_SECONDS, open_shared_storage
+from fastclip.tuner.study.opening import CONFIG_ATTR, SETTINGS_ATTR
+from fastclip.tuner.study.output import STUDY, OutputDir
+from fastclip.tuner.study.records import TrialRecord, collect
+from fastclip.tuner.study.spaces import DIMENSIONS, Space
+from fastclip.tuner.study.storage import STALE_SECONDS, open_shared_storage
 from fastclip.tuner.suggest import suggest_clip_range
+from fastclip.tuner.training.folds import build_model
 from fastclip.tuner.tuner_cv import DEFAULT_STUDY_NAME, TunerCV
 
 EXIT_INTERRUPTED = 130

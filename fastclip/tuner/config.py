@@ -44,9 +44,9 @@ from typing import Any
 import sklearn.model_selection
 
 from fastclip.tuner.errors import ConfigError
-from fastclip.tuner.explosion import ExplosionRule
-from fastclip.tuner.roulette import RouletteWheelSplit
-from fastclip.tuner.spaces import Choice, Float, Int
+from fastclip.tuner.study.spaces import Choice, Float, Int
+from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.roulette import RouletteWheelSplit
 from fastclip.tuner.tuner_cv import TunerCV
 
 if sys.version_info >= (3, 11):

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fastclip.tuner.data import as_data
-from fastclip.tuner.executors import Executor, make_executor
-from fastclip.tuner.explosion import ExplosionRule, Verdict
-from fastclip.tuner.folds import FoldResult, FoldTask, ModelInit
-from fastclip.tuner.metrics import LossFunction, Scoring
-from fastclip.tuner.preparation import make_context
-from fastclip.tuner.records import fold_score
-from fastclip.tuner.spaces import SpaceLike, resolve
-from fastclip.tuner.splits import make_splits
+from fastclip.tuner.executors.base import Executor
+from fastclip.tuner.executors.choosing import make_executor
+from fastclip.tuner.study.preparation import make_context
+from fastclip.tuner.study.records import fold_score
+from fastclip.tuner.study.spaces import SpaceLike, resolve
+from fastclip.tuner.training.data import as_data
+from fastclip.tuner.training.explosion import ExplosionRule, Verdict
+from fastclip.tuner.training.folds import FoldResult, FoldTask, ModelInit
+from fastclip.tuner.training.metrics import LossFunction, Scoring
+from fastclip.tuner.training.splits import make_splits
 from fastclip.tuner.tuner_cv import TunerCV
 
 POLL_SECONDS = 60.0

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastclip.tuner.records import finished_trials
-from fastclip.tuner.search import TrialCallback
-from fastclip.tuner.trial_run import STATUS_ATTR
+from fastclip.tuner.study.records import finished_trials
+from fastclip.tuner.study.search import TrialCallback
+from fastclip.tuner.study.trial_run import STATUS_ATTR
 
 Counts: TypeAlias = "Counter[str]"
 

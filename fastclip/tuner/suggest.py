@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastclip.tuner.data import TuningData, as_data
 from fastclip.tuner.errors import WarmupExplodedError
-from fastclip.tuner.executors import device_slots
-from fastclip.tuner.explosion import ExplosionRule
-from fastclip.tuner.folds import ModelInit, build_model, torch_threads
-from fastclip.tuner.metrics import LossFunction, default_loss
-from fastclip.tuner.optimisers import DEFAULT_LR
-from fastclip.tuner.seeding import derive_seed, seeded
-from fastclip.tuner.spaces import Float
-from fastclip.tuner.stepping import DEFAULT_BATCH_SIZE, Stepper, check_batch_size, mini_batches
+from fastclip.tuner.executors.base import device_slots
+from fastclip.tuner.study.spaces import Float
+from fastclip.tuner.training.data import TuningData, as_data
+from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.folds import ModelInit, build_model, torch_threads
+from fastclip.tuner.training.metrics import LossFunction, default_loss
+from fastclip.tuner.training.optimisers import DEFAULT_LR
+from fastclip.tuner.training.seeding import derive_seed, seeded
+from fastclip.tuner.training.stepping import DEFAULT_BATCH_SIZE, Stepper, check_batch_size, mini_batches
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LOW_SHARE_OF_MEDIAN = 0.1

@@ -14,21 +14,22 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from fastclip.tuner import advice
-from fastclip.tuner.data import as_data
-from fastclip.tuner.executors import check_executor, device_slots, make_executor
-from fastclip.tuner.explosion import ExplosionRule
-from fastclip.tuner.folds import FoldContext, ModelInit
-from fastclip.tuner.metrics import LossFunction
-from fastclip.tuner.opening import OpenedStudy, open_study
-from fastclip.tuner.preparation import make_context, settings_of
-from fastclip.tuner.records import collect, cv_results, explosions
-from fastclip.tuner.refitting import refit_best
-from fastclip.tuner.samplers import check_sampler, grid_points, make_pruner
-from fastclip.tuner.search import Search, TrialCallback
-from fastclip.tuner.spaces import Space, SpaceLike
-from fastclip.tuner.storage import STALE_SECONDS
-from fastclip.tuner.training import evaluate, predict
+from fastclip.tuner.executors.base import device_slots
+from fastclip.tuner.executors.choosing import check_executor, make_executor
+from fastclip.tuner.study import advice
+from fastclip.tuner.study.opening import OpenedStudy, open_study
+from fastclip.tuner.study.preparation import make_context, settings_of
+from fastclip.tuner.study.records import collect, cv_results, explosions
+from fastclip.tuner.study.refitting import refit_best
+from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
+from fastclip.tuner.study.search import Search, TrialCallback
+from fastclip.tuner.study.spaces import Space, SpaceLike
+from fastclip.tuner.study.storage import STALE_SECONDS
+from fastclip.tuner.training.data import as_data
+from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.folds import FoldContext, ModelInit
+from fastclip.tuner.training.loop import evaluate, predict
+from fastclip.tuner.training.metrics import LossFunction
 
 DEFAULT_STUDY_NAME = "fastclip"
 

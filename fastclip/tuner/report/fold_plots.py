@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.records import TrialRecord
 from fastclip.tuner.report import style
 from fastclip.tuner.report.study_view import StudyView, clip_fraction, number
 from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
-from fastclip.tuner.stepping import NORM_BINS_PER_DECADE, EpochRecord
+from fastclip.tuner.study.records import TrialRecord
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.stepping import NORM_BINS_PER_DECADE, EpochRecord
 
 MAX_BOXES = 12
 NEXT_BEST = 4

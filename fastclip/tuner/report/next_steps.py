@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from fastclip.tuner import advice
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.records import TrialRecord
 from fastclip.tuner.report.study_view import StudyView, clip_fraction, number
+from fastclip.tuner.study import advice
+from fastclip.tuner.study.records import TrialRecord
+from fastclip.tuner.training.explosion import Verdict
 
 EDGE_SHARE = 0.05  # of the searched range, in which the best value counts as lying at the edge
 LOG_EXTENSION = 10.0

@@ -13,12 +13,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.records import TrialRecord, finished_trials
 from fastclip.tuner.report import style
 from fastclip.tuner.report.study_view import StudyView, number
 from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
-from fastclip.tuner.trial_run import STATUS_ATTR
+from fastclip.tuner.study.records import TrialRecord, finished_trials
+from fastclip.tuner.study.trial_run import STATUS_ATTR
+from fastclip.tuner.training.explosion import Verdict
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 TREE_DEPTH = 8  # deeper trees fit the noise, and take seconds for a thousand trials

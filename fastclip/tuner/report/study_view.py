@@ -11,12 +11,12 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.opening import SETTINGS_ATTR
-from fastclip.tuner.output import CONFIG, STUDY, OutputDir
-from fastclip.tuner.records import TrialRecord, collect, explosions
-from fastclip.tuner.stepping import EpochRecord
-from fastclip.tuner.storage import open_storage
+from fastclip.tuner.study.opening import SETTINGS_ATTR
+from fastclip.tuner.study.output import CONFIG, STUDY, OutputDir
+from fastclip.tuner.study.records import TrialRecord, collect, explosions
+from fastclip.tuner.study.storage import open_storage
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.stepping import EpochRecord
 
 
 class StudyView:

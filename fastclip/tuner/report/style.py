@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.training.explosion import Verdict
 
 # The palette of Okabe and Ito, which people with any colour vision can tell apart.
 OUTCOME_COLOURS = {

@@ -14,12 +14,12 @@ import matplotlib
 from matplotlib.figure import Figure
 
 import fastclip
-from fastclip.tuner.explosion import Verdict
 from fastclip.tuner.files import atomic
-from fastclip.tuner.records import TrialRecord
 from fastclip.tuner.report import fold_plots, search_plots, style
 from fastclip.tuner.report.next_steps import next_steps
 from fastclip.tuner.report.study_view import StudyView, clip_fraction
+from fastclip.tuner.study.records import TrialRecord
+from fastclip.tuner.training.explosion import Verdict
 
 TEMPLATE = "report.html.jinja"
 DIGITS = 4

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastclip.tuner.data import TuningData
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.initialisation import initialise
-from fastclip.tuner.regularisation import set_dropout
-from fastclip.tuner.seeding import derive_seed, seeded
-from fastclip.tuner.splits import Split, missing_classes
-from fastclip.tuner.stepping import DEFAULT_BATCH_SIZE, EpochRecord, Indices, TrainingRun, call
-from fastclip.tuner.training import Objective, train
+from fastclip.tuner.training.data import TuningData
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.initialisation import initialise
+from fastclip.tuner.training.loop import Objective, train
+from fastclip.tuner.training.regularisation import set_dropout
+from fastclip.tuner.training.seeding import derive_seed, seeded
+from fastclip.tuner.training.splits import Split, missing_classes
+from fastclip.tuner.training.stepping import DEFAULT_BATCH_SIZE, EpochRecord, Indices, TrainingRun, call
 
 ModelInit: TypeAlias = Callable[[dict[str, Any]], nn.Module]
 

@@ -1,6 +1,7 @@
 """Where folds run. An executor takes tasks and gives results; the search never sees how.
 
-To add one, write the four members of `Executor`, train with `folds.run_fold`, and name it in `make_executor`.
+To add one, write the four members of `Executor`, train with `folds.run_fold`, and name it in
+`choosing.make_executor`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
-from fastclip.tuner.stepping import EpochRecord
+from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
+from fastclip.tuner.training.stepping import EpochRecord
 
 EpochCallback: TypeAlias = Callable[[FoldTask, EpochRecord], bool]
-
-EXECUTORS = ("auto", "inline", "processes", "ray")
 
 
 class Executor(Protocol):
@@ -68,54 +67,6 @@ class InlineExecutor:
     def close(self) -> None:
         """Forget what has not started."""
         self._queue.clear()
-
-
-def make_executor(
-    name: str,
-    context: FoldContext,
-    *,
-    n_jobs: int,
-    devices: Sequence[Any] | None,
-    on_epoch: EpochCallback | None = None,
-    hang_timeout: float = 600.0,
-) -> Executor:
-    """Build an executor.
-
-    Args:
-        name: "inline", "processes", "ray", or "auto": inline for one job, spawned processes for more.
-        context: What all folds share.
-        n_jobs: Folds trained at the same time.
-        devices: One device per slot, used in turn when there are fewer; None takes every CUDA device, or
-            the CPU. On Ray see `ray_workers.RayExecutor`.
-        on_epoch: See `Executor.poll`.
-        hang_timeout: Seconds without a training step after which a worker counts as hung.
-
-    Raises:
-        ValueError: see `check_executor`.
-    """
-    check_executor(name, n_jobs)
-    if name == "ray":
-        from fastclip.tuner.ray_workers import RayExecutor
-
-        return RayExecutor(context, n_jobs, devices, on_epoch, hang_timeout=hang_timeout)
-    slots = device_slots(devices, n_jobs)
-    if name == "inline" or (name == "auto" and n_jobs == 1):
-        return InlineExecutor(context, slots[0], on_epoch)
-    from fastclip.tuner.workers import ProcessExecutor
-
-    return ProcessExecutor(context, slots, on_epoch, hang_timeout=hang_timeout)
-
-
-def check_executor(name: str, n_jobs: int) -> None:
-    """Raise ValueError for an unknown name, n_jobs < 1, or several jobs inline."""
-    if name not in EXECUTORS:
-        raise ValueError(
-            f"check_executor: executor={name!r} is unknown; expected one of {', '.join(EXECUTORS)}."
-        )
-    if n_jobs < 1:
-        raise ValueError(f"check_executor: n_jobs={n_jobs}; expected at least 1.")
-    if name == "inline" and n_jobs > 1:
-        raise ValueError(f"check_executor: n_jobs={n_jobs} with executor='inline'; expected n_jobs=1.")
 
 
 def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:

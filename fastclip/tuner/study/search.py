@@ -12,17 +12,17 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from fastclip.tuner.errors import AllTrialsFailedError
-from fastclip.tuner.executors import Executor
-from fastclip.tuner.explosion import Verdict
+from fastclip.tuner.executors.base import Executor
 from fastclip.tuner.files import plain
-from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask
-from fastclip.tuner.output import OutputDir
-from fastclip.tuner.records import collect, finished_trials
-from fastclip.tuner.samplers import grid_points, sampler_for_trial
-from fastclip.tuner.spaces import Space
-from fastclip.tuner.stepping import EpochRecord
-from fastclip.tuner.storage import Heartbeat, quiet_optuna, requeue_abandoned
-from fastclip.tuner.trial_run import PARAMS_ATTR, TrialRun, fold_attr
+from fastclip.tuner.study.output import OutputDir
+from fastclip.tuner.study.records import collect, finished_trials
+from fastclip.tuner.study.samplers import grid_points, sampler_for_trial
+from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.study.storage import Heartbeat, quiet_optuna, requeue_abandoned
+from fastclip.tuner.study.trial_run import PARAMS_ATTR, TrialRun, fold_attr
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask
+from fastclip.tuner.training.stepping import EpochRecord
 
 POLL_SECONDS = 1.0
 WAIT_FOR_OTHERS_SECONDS = 1.0

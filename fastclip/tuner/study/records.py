@@ -11,9 +11,9 @@ import numpy.typing as npt
 import optuna
 from scipy.stats import rankdata
 
-from fastclip.tuner.explosion import TOLD_AS_WORST, Verdict
-from fastclip.tuner.folds import FoldResult
-from fastclip.tuner.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, fold_attr
+from fastclip.tuner.study.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, fold_attr
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.training.folds import FoldResult
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from fastclip.tuner.explosion import TOLD_AS_WORST, Verdict
-from fastclip.tuner.folds import FoldResult, FoldTask
-from fastclip.tuner.metrics import Scoring
-from fastclip.tuner.stepping import EpochRecord
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.training.folds import FoldResult, FoldTask
+from fastclip.tuner.training.metrics import Scoring
+from fastclip.tuner.training.stepping import EpochRecord
 
 CONSTRAINT = "explosion"
 FEASIBLE = -1.0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fastclip.tuner.errors import AllTrialsExplodedError, AllTrialsFailedError
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.records import TrialRecord, explosions
+from fastclip.tuner.study.records import TrialRecord, explosions
+from fastclip.tuner.training.explosion import Verdict
 
 RATE_STEP = 10.0
 

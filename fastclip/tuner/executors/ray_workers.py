@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fastclip.tuner.executors import EpochCallback
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
-from fastclip.tuner.workers import BEAT_SECONDS, MAX_ATTEMPTS, START_SECONDS
+from fastclip.tuner.executors.base import EpochCallback
+from fastclip.tuner.executors.processes import BEAT_SECONDS, MAX_ATTEMPTS, START_SECONDS
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 
 try:
     import ray

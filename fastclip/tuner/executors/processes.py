@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from fastclip.tuner.executors import EpochCallback
-from fastclip.tuner.explosion import Verdict
-from fastclip.tuner.folds import FoldContext, FoldResult, FoldTask, run_fold
+from fastclip.tuner.executors.base import EpochCallback
+from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 
 MAX_ATTEMPTS = 2
 BEAT_SECONDS = 1.0

@@ -11,8 +11,8 @@ import optuna
 from optuna.study import StudyDirection
 
 from fastclip.tuner.errors import ResumeError
-from fastclip.tuner.output import CONFIG, OutputDir
-from fastclip.tuner.storage import open_shared_storage, open_storage, study_exists
+from fastclip.tuner.study.output import CONFIG, OutputDir
+from fastclip.tuner.study.storage import open_shared_storage, open_storage, study_exists
 
 SETTINGS_ATTR = "fastclip:settings"
 CONFIG_ATTR = "fastclip:config"

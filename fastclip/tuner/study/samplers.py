@@ -11,8 +11,8 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-from fastclip.tuner.seeding import derive_seed
-from fastclip.tuner.spaces import MAX_GRID_VALUES, Space
+from fastclip.tuner.study.spaces import MAX_GRID_VALUES, Space
+from fastclip.tuner.training.seeding import derive_seed
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     # A grid's points wait in the storage as trials, so the sampler behind them is never asked.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from fastclip.tuner.seeding import seeded
+from fastclip.tuner.training.seeding import seeded
 
 FINGERPRINT_SAMPLES = 256
 COMPARED_TARGETS = 16

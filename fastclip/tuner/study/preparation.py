@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from fastclip.tuner.data import TuningData
-from fastclip.tuner.explosion import ExplosionRule
 from fastclip.tuner.files import plain
-from fastclip.tuner.folds import FoldContext, ModelInit
-from fastclip.tuner.metrics import LossFunction, check_scoring, default_loss
-from fastclip.tuner.spaces import Space
-from fastclip.tuner.splits import describe_cv, fingerprint, make_splits, missing_classes
-from fastclip.tuner.training import Objective, StopRule
+from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.training.data import TuningData
+from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.folds import FoldContext, ModelInit
+from fastclip.tuner.training.loop import Objective, StopRule
+from fastclip.tuner.training.metrics import LossFunction, check_scoring, default_loss
+from fastclip.tuner.training.splits import describe_cv, fingerprint, make_splits, missing_classes
 
 
 def make_context(

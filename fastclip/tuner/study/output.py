@@ -25,9 +25,9 @@ from torch import nn
 
 from fastclip.tuner.errors import ResumeError
 from fastclip.tuner.files import atomic, plain, write_csv, write_json
-from fastclip.tuner.folds import FoldResult
-from fastclip.tuner.records import TrialRecord
-from fastclip.tuner.splits import Split
+from fastclip.tuner.study.records import TrialRecord
+from fastclip.tuner.training.folds import FoldResult
+from fastclip.tuner.training.splits import Split
 
 CONFIG, STUDY, SPLITS, TRIALS, FOLDS, HISTORY, BEST, REPORT = (
     "config.json",

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import fastclip
-from fastclip.tuner.explosion import ExplosionRule, ExplosionWatch
-from fastclip.tuner.metrics import LossFunction
-from fastclip.tuner.optimisers import make_optimizer, make_scheduler
-from fastclip.tuner.regularisation import penalty
+from fastclip.tuner.training.explosion import ExplosionRule, ExplosionWatch
+from fastclip.tuner.training.metrics import LossFunction
+from fastclip.tuner.training.optimisers import make_optimizer, make_scheduler
+from fastclip.tuner.training.regularisation import penalty
 
 DEFAULT_BATCH_SIZE = 32
 NORM_BINS_PER_DECADE = 10

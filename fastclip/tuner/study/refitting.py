@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from fastclip.tuner.errors import RefitExplodedError
-from fastclip.tuner.folds import FoldContext, build_model, torch_threads
-from fastclip.tuner.seeding import derive_seed, seeded
-from fastclip.tuner.stepping import TrainingRun
-from fastclip.tuner.training import train
+from fastclip.tuner.training.folds import FoldContext, build_model, torch_threads
+from fastclip.tuner.training.loop import train
+from fastclip.tuner.training.seeding import derive_seed, seeded
+from fastclip.tuner.training.stepping import TrainingRun
 
 MAX_REFITS = 3
 

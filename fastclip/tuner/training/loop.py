@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastclip.tuner.data import TuningData
-from fastclip.tuner.explosion import ExplosionRule
-from fastclip.tuner.metrics import LossFunction, Scoring, measure
-from fastclip.tuner.stepping import (
+from fastclip.tuner.training.data import TuningData
+from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.metrics import LossFunction, Scoring, measure
+from fastclip.tuner.training.stepping import (
     DEFAULT_BATCH_SIZE,
     EpochRecord,
     Indices,

@@ -17,7 +17,7 @@ from sklearn.model_selection import (
     StratifiedShuffleSplit,
 )
 
-from fastclip.tuner.data import TuningData
+from fastclip.tuner.training.data import TuningData
 
 Indices = npt.NDArray[np.intp]
 Split: TypeAlias = tuple[Indices, Indices]

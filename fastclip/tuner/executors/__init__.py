@@ -1,0 +1,1 @@
+"""Run folds: in this process, in spawned ones, on Ray."""

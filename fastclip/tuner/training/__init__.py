@@ -1,0 +1,1 @@
+"""Train a model on one fold: data, splits, the loop, the explosion watch, the measures."""
