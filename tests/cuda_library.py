@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import shutil
@@ -15,6 +16,8 @@ import pytest
 import torch
 from torch.utils.dlpack import DLDeviceType
 
+from fastclip import backends
+from fastclip.backends import cpu, devices
 from fastclip.backends import cuda as backend
 from fastclip.optim import native
 from fastclip.optim.native import cuda
@@ -120,7 +123,8 @@ def _compiled() -> tuple[Path, str]:
     atexit.register(shutil.rmtree, folder)
     library = folder / "libfastclip_cuda_emulated.so"
     emulation = HERE / "cuda_emulation"
-    sources = [*sorted(SOURCES.glob("*.cu")), *sorted(SOURCES.glob("*.cpp")), emulation / "emulation.cpp"]
+    folders = ((SOURCES, "*.cu"), (SOURCES, "*.cpp"), (emulation, "*.cpp"))
+    sources = [source for folder, pattern in folders for source in sorted(folder.glob(pattern))]
     flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
     command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, sources)]
@@ -155,6 +159,50 @@ def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
     patch.setattr(native, "_NAMES", ("cuda",))
     return library
+
+
+class Devices:
+    """The emulated devices, on which CPU tensors may be placed; all from Python to the kernels runs."""
+
+    def __init__(self, library: Library, patch: pytest.MonkeyPatch) -> None:
+        """Let `fastclip._C` and the backends see placed tensors there while the patch is in force."""
+        self.library = library
+        self._devices: dict[int, torch.device] = {}
+        emulate = library.c.emulation_exchange_api
+        emulate.restype, emulate.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        new, pointer_of = ctypes.pythonapi.PyCapsule_New, ctypes.pythonapi.PyCapsule_GetPointer
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        name = b"dlpack_exchange_api"
+        real = pointer_of(torch.Tensor.__dlpack_c_exchange_api__, name)
+        patch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", new(emulate(real), name, None))
+        assert backend._C.load_cuda_library(str(library.path)) == ""
+        patch.setattr(backend, "unavailable_reason", lambda: None)
+        patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
+        patch.setattr(backends, "_usable", lambda: (cpu, backend))
+        patch.setattr(devices, "device_of", lambda t: self._devices.get(t.data_ptr(), t.device))
+
+    def place(self, tensor: torch.Tensor, device: int | None) -> torch.Tensor:
+        """Put a tensor that is not empty on a device; None leaves it on the CPU."""
+        if device is not None:
+            self._devices[tensor.data_ptr()] = torch.device("cuda", device)
+            self.library.c.emulation_place(pointer(tensor), device)
+        return tensor
+
+
+@contextlib.contextmanager
+def emulated_devices() -> Iterator[Devices]:
+    """Hand out the emulated devices; afterwards torch's tensors are again where they are."""
+
+    def read_by_torch() -> None:
+        increment = torch.autograd.graph.increment_version
+        assert backend._C.set_torch(torch.Tensor, torch.nn.Parameter, increment) == ""
+
+    with pytest.MonkeyPatch.context() as patch:
+        emulated = Devices(built(), patch)
+        read_by_torch()
+        yield emulated
+    read_by_torch()
 
 
 class Library:

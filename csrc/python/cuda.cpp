@@ -37,10 +37,10 @@ class CudaTensors : public HeldTensors {
     return nbytes;
   }
 
-  std::string total_norm(double p, double max_norm, uintptr_t norm, uintptr_t coefficient,
-                         uintptr_t workspace) const {
+  std::string total_norm(double p, double max_norm, uintptr_t norm, bool norm_is_float64,
+                         uintptr_t coefficient, uintptr_t workspace) const {
     const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
-    return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, norm_dtype(has_float64()),
+    return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, norm_dtype(norm_is_float64),
                                                    pointer(norm),
                                                    static_cast<double*>(pointer(coefficient))));
   }
@@ -62,9 +62,9 @@ class CudaTensors : public HeldTensors {
         CudaLibrary::get().clip_grads_with_norm(&call, max_norm, norm_dtype(norm_is_float64), pointer(norm)));
   }
 
-  std::string norms(double p, uintptr_t norms, uintptr_t workspace) const {
+  std::string norms(double p, uintptr_t norms, bool norms_are_float64, uintptr_t workspace) const {
     const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
-    return reason_of(CudaLibrary::get().norms(&call, p, norm_dtype(has_float64()), pointer(norms)));
+    return reason_of(CudaLibrary::get().norms(&call, p, norm_dtype(norms_are_float64), pointer(norms)));
   }
 
   std::string count_nonfinite(uintptr_t counts, uintptr_t workspace) const {
@@ -91,13 +91,13 @@ void bind_cuda(py::module_& m) {
       .def_static("collect", &HeldTensors::collect<CudaTensors>, "list"_a, "of_gradients"_a, "device_type"_a,
                   "CudaTensors, or why the list is not for the library.")
       .def_property_readonly("workspace_bytes", &CudaTensors::workspace_bytes)
-      .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "norm"_a, "coefficient"_a,
-           "workspace"_a)
+      .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "norm"_a, "norm_is_float64"_a,
+           "coefficient"_a, "workspace"_a)
       .def("clip_grad_norm", &CudaTensors::clip_grad_norm, "max_norm"_a, "p"_a, "norm"_a, "workspace"_a)
       .def("scale", &CudaTensors::scale, "coefficient"_a)
       .def("clip_grads_with_norm", &CudaTensors::clip_grads_with_norm, "max_norm"_a, "norm"_a,
            "norm_is_float64"_a)
-      .def("norms", &CudaTensors::norms, "p"_a, "norms"_a, "workspace"_a)
+      .def("norms", &CudaTensors::norms, "p"_a, "norms"_a, "norms_are_float64"_a, "workspace"_a)
       .def("count_nonfinite", &CudaTensors::count_nonfinite, "counts"_a, "workspace"_a)
       .def("clamp", &CudaTensors::clamp, "limit"_a);
 }

@@ -44,7 +44,7 @@ py::tuple returned_norm(double norm, bool is_float64) {
   return py::make_tuple(is_float64 ? norm : static_cast<double>(static_cast<float>(norm)), is_float64);
 }
 
-py::object total_norm(const py::list& list, double p, bool of_gradients, int num_threads) {
+py::object total_norm(const py::list& list, double p, bool of_gradients, bool wide, int num_threads) {
   TensorList tensors;
   const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
   if (auto reason = collect(tensors, list, source); !reason.empty()) return py::str(reason);
@@ -52,7 +52,7 @@ py::object total_norm(const py::list& list, double p, bool of_gradients, int num
   if (std::isinf(p) && tensors.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
   const double norm = without_gil(
       tensors.nbytes(), [&] { return cpu::total_norm(tensors.spans(), cpu::NormType(p), num_threads); });
-  return returned_norm(norm, tensors.has_float64());
+  return returned_norm(norm, wide || tensors.has_float64());
 }
 
 py::object clip_grad_norm(const py::list& parameters, double max_norm, double p, bool error_if_nonfinite,
@@ -153,8 +153,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_instruction_sets", &cpu::supported_instruction_sets, "What this machine can run.");
   m.def("select_instruction_set", &cpu::select_instruction_set, "name"_a,
         "False if this machine cannot run it.");
-  m.def("total_norm", &total_norm, "tensors"_a, "p"_a, "of_gradients"_a, "num_threads"_a,
-        "(norm, any float64), or None for an empty list.");
+  m.def("total_norm", &total_norm, "tensors"_a, "p"_a, "of_gradients"_a, "wide"_a, "num_threads"_a,
+        "(norm, whether it is a float64: if wide or any tensor is), or None for an empty list.");
   m.def("clip_grad_norm_", &clip_grad_norm, "parameters"_a, "max_norm"_a, "p"_a, "error_if_nonfinite"_a,
         "num_threads"_a, "(norm, any float64), or None without gradients.");
   m.def("clip_grads_with_norm_", &clip_grads_with_norm, "parameters"_a, "max_norm"_a, "total_norm"_a,

@@ -16,11 +16,13 @@ from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from typing import Any, cast
 
+from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch.compiler import is_compiling
 
 from fastclip.backends import eager
 from fastclip.backends.base import Backend, BackendInfo, Declined
+from fastclip.backends.devices import WRITING, spread
 from fastclip.errors import BackendUnavailableError
 
 __all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "use_backend"]
@@ -31,8 +33,8 @@ NAMES = ("cpu", "cuda", "triton", "eager")
 
 _USED_FOR = {
     "cpu": "takes dense float16, bfloat16, float32 and float64 gradients on the CPU",
-    "cuda": "takes dense float16, bfloat16, float32 and float64 gradients on one CUDA device",
-    "triton": "takes dense float16, bfloat16, float32 and float64 gradients on one CUDA or ROCm device",
+    "cuda": "takes dense float16, bfloat16, float32 and float64 gradients on CUDA devices",
+    "triton": "takes dense float16, bfloat16, float32 and float64 gradients on CUDA or ROCm devices",
     "eager": "takes everything that no other backend takes",
 }
 
@@ -112,15 +114,52 @@ def run(operation: str, *args: Any, foreach: bool | None = None) -> Any:
     Raises:
         BackendUnavailableError: a backend was demanded by name and cannot take the tensors.
     """
-    if foreach is not False and not is_tracing() and (name := chosen()) != "eager":
-        for backend in _usable() if name == "auto" else (_demanded(name),):
-            result = getattr(backend, operation)(*args)
-            if type(result) is not Declined:
-                return result
-            if name != "auto":
-                raise BackendUnavailableError(_unavailable(name, result.reason))
     options = {} if foreach is None else {"foreach": foreach}
+    if foreach is False or is_tracing() or (name := chosen()) == "eager":
+        return getattr(eager, operation)(*args, **options)
+    if type(result := _run_natively(name, operation, *args)) is Declined:
+        result = _run_on_several_devices(name, result, options, operation, *args)
+    if type(result) is not Declined:
+        return result
+    if name != "auto":
+        raise BackendUnavailableError(_unavailable(name, result.reason))
     return getattr(eager, operation)(*args, **options)
+
+
+def _run_natively(name: str, operation: str, *args: Any) -> Any:
+    """Return what the backend of this name makes of it, or the first of all usable ones that takes it."""
+    result: Any = Declined("no backend but eager can run here")
+    for backend in _usable() if name == "auto" else (_demanded(name),):
+        result = getattr(backend, operation)(*args)
+        if type(result) is not Declined:
+            return result
+    return result
+
+
+def _run_on_several_devices(
+    name: str,
+    declined: Declined,
+    options: dict[str, bool],
+    operation: str,
+    listed: list[Tensor],
+    *args: Any,
+) -> Any:
+    """Return what the tensors of each device give together, or `declined` if all are on one."""
+
+    def each(operation: str, *args: Any) -> Any:
+        result = _run_natively(name, operation, *args)
+        if type(result) is Declined and name == "auto":
+            return getattr(eager, operation)(*args, **options)
+        return result
+
+    if (several := spread(operation, listed, each)) is None:
+        return declined
+    if name != "auto" and operation in WRITING:
+        # Nothing may be written when another device's gradients are declined.
+        for share in several.shares:
+            if reason := _demanded(name).reason_not_to_write(share.values):
+                return Declined(reason)
+    return getattr(several, operation)(*args)
 
 
 def is_tracing() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -27,8 +28,13 @@ class Backend(Protocol):
     def details(self) -> dict[str, str]:
         """Return what there is to know about it: libraries, instruction sets, devices."""
 
-    def total_norm(self, tensors: list[Tensor], norm_type: float) -> Tensor | Declined:
-        """Return the norm of all tensors together, 0-dim, float32 or float64."""
+    def reason_not_to_write(self, grads: list[Tensor]) -> str | None:
+        """Return why these gradients cannot be changed, whatever by, or None."""
+
+    def total_norm(
+        self, tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+    ) -> Tensor | Declined:
+        """Return the norm of all tensors together, 0-dim; float64 if one of them is, or as `dtype` asks."""
 
     def clip_grad_norm_(
         self,
@@ -47,8 +53,10 @@ class Backend(Protocol):
     def clip_grad_value_(self, parameters: list[Tensor], clip_value: float) -> Declined | None:
         """Clamp each gradient to [-clip_value, clip_value]."""
 
-    def grad_norms(self, parameters: list[Tensor], norm_type: float) -> Tensor | Declined:
-        """Return the norm of each gradient, 1-dim."""
+    def grad_norms(
+        self, parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+    ) -> Tensor | Declined:
+        """Return the norm of each gradient, 1-dim, of a dtype as above."""
 
     def count_nonfinite(self, tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
         """Return (position, number of nan, number of inf) of each tensor that has any."""

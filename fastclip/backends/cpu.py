@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends.base import Declined
 
@@ -49,11 +50,14 @@ def details() -> dict[str, str]:
     }
 
 
-def total_norm(tensors: list[Tensor], norm_type: float) -> Tensor | Declined:
+def total_norm(
+    tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of all tensors together; reads every byte once."""
     if not norm_type > 0:
         return _no_kernel(norm_type)
-    return _scalar(_C.total_norm(tensors, norm_type, False, torch.get_num_threads()))
+    wide = dtype is torch.float64
+    return _scalar(_C.total_norm(tensors, norm_type, False, wide, torch.get_num_threads()))
 
 
 def clip_grad_norm_(
@@ -88,19 +92,34 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | 
     return _declined(num_grads)
 
 
-def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor | Declined:
+def grad_norms(
+    parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of each gradient; reads every byte once."""
     result = _C.grad_norms(parameters, norm_type, torch.get_num_threads())
     if isinstance(result, str):
         return Declined(result)
     norms, any_float64 = result
-    return torch.tensor(norms, dtype=torch.float64 if any_float64 else torch.float32, device="cpu")
+    dtype = dtype or (torch.float64 if any_float64 else torch.float32)
+    return torch.tensor(norms, dtype=dtype, device="cpu")
 
 
 def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
     """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
     result = _C.count_nonfinite(tensors, False, torch.get_num_threads())
     return Declined(result) if isinstance(result, str) else result
+
+
+def reason_not_to_write(grads: list[Tensor]) -> str | None:
+    """Return why these gradients cannot be scaled or clamped, or None."""
+    return reason_against_writing(_C.read_tensors(grads, False, DLDeviceType.kDLCPU))
+
+
+def reason_against_writing(found: Any) -> str | None:
+    """Return why what `_C` has read cannot be written, or None; a string is why it could not be read."""
+    if isinstance(found, str):
+        return found
+    return "a gradient is a lazily negated view" if found.has_lazy_negation() else None
 
 
 def _no_kernel(norm_type: float) -> Declined:

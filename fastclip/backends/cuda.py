@@ -61,17 +61,24 @@ def details() -> dict[str, str]:
     return {"library": str(_library_path()), "devices": str(torch.cuda.device_count())}
 
 
-def total_norm(tensors: list[Tensor], norm_type: float) -> Tensor | Declined:
+def total_norm(
+    tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of all tensors together; one launch, reads every byte once."""
     found = _collect_for_norm(tensors, norm_type, of_gradients=False)
     if isinstance(found, Declined):
         return found
     if not found:
         return torch.tensor(0.0)
-    norm, workspace = _empty_norms(found, ()), _workspace(found)
+    norm, workspace = _empty_norms(found, (), dtype), _workspace(found)
     coefficient = _empty_coefficient(found)
     reason = found.total_norm(
-        norm_type, math.inf, norm.data_ptr(), coefficient.data_ptr(), workspace.data_ptr()
+        norm_type,
+        math.inf,
+        norm.data_ptr(),
+        norm.dtype is torch.float64,
+        coefficient.data_ptr(),
+        workspace.data_ptr(),
     )
     return Declined(reason) if reason else norm
 
@@ -97,7 +104,12 @@ def clip_grad_norm_(
 
     coefficient = _empty_coefficient(found)
     reason = found.total_norm(
-        norm_type, max_norm, norm.data_ptr(), coefficient.data_ptr(), workspace.data_ptr()
+        norm_type,
+        max_norm,
+        norm.data_ptr(),
+        norm.dtype is torch.float64,
+        coefficient.data_ptr(),
+        workspace.data_ptr(),
     )
     if not reason and max_norm != math.inf and math.isfinite(norm.item()):
         reason = found.scale(coefficient.data_ptr())
@@ -142,15 +154,17 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | 
     return None
 
 
-def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor | Declined:
+def grad_norms(
+    parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of each gradient; two launches, reads every byte once."""
     found = _collect(parameters, of_gradients=True)
     if isinstance(found, Declined):
         return found
     if not found:
         return torch.empty(0)
-    norms, workspace = _empty_norms(found, (len(found),)), _workspace(found)
-    reason = found.norms(norm_type, norms.data_ptr(), workspace.data_ptr())
+    norms, workspace = _empty_norms(found, (len(found),), dtype), _workspace(found)
+    reason = found.norms(norm_type, norms.data_ptr(), norms.dtype is torch.float64, workspace.data_ptr())
     return Declined(reason) if reason else norms
 
 
@@ -167,6 +181,12 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
         return Declined(reason)
     listed = zip(found.positions, counts.tolist(), strict=True)
     return [(position, nan, inf) for position, (nan, inf) in listed if nan or inf]
+
+
+def reason_not_to_write(grads: list[Tensor]) -> str | None:
+    """Return why these gradients cannot be scaled or clamped, or None."""
+    found = _collect(grads, of_gradients=False)
+    return found.reason if isinstance(found, Declined) else cpu.reason_against_writing(found)
 
 
 def _collect(tensors: list[Tensor], *, of_gradients: bool) -> Any:
@@ -201,9 +221,9 @@ def _device(found: Any) -> torch.device:
 
 # Memory comes from torch's allocator, on the stream that the kernels run on: freed behind them, and inside a
 # graph capture kept for the replays.
-def _empty_norms(found: Any, shape: tuple[int, ...]) -> Tensor:
-    dtype = torch.float64 if found.has_float64 else torch.float32
-    return torch.empty(shape, dtype=dtype, device=_device(found))
+def _empty_norms(found: Any, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    own = torch.float64 if found.has_float64 else torch.float32
+    return torch.empty(shape, dtype=dtype or own, device=_device(found))
 
 
 def _empty_coefficient(found: Any) -> Tensor:

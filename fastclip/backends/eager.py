@@ -8,6 +8,7 @@ torch's own functions and behaves as there. torch.compile traces these functions
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -33,17 +34,28 @@ def unavailable_reason() -> str | None:
     return None
 
 
+def reason_not_to_write(grads: list[Tensor]) -> str | None:
+    """Return None: what torch refuses to change, it refuses itself."""
+    return None
+
+
 def details() -> dict[str, str]:
     """Return torch's version."""
     return {"torch": torch.__version__}
 
 
-def total_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None = None) -> Tensor:
+def total_norm(
+    tensors: list[Tensor],
+    norm_type: float,
+    dtype: torch.dtype | None = None,
+    foreach: bool | None = None,
+) -> Tensor:
     """Return the norm of all tensors together; reads every byte once, one launch or more per tensor."""
     with torch.no_grad():
-        if not _are_plain(tensors):
+        if not are_plain(tensors):
             return torch_clip_grad._get_total_norm(tensors, norm_type, False, foreach)
-        return _returned(_wide_norm(tensors, norm_type, foreach), tensors)
+        wide = _wide_norm(tensors, norm_type, foreach)
+        return _returned(wide, tensors) if dtype is None else wide.to(dtype)
 
 
 def clip_grad_norm_(
@@ -56,7 +68,7 @@ def clip_grad_norm_(
     """Clip; reads every byte once and always reads and writes it once more, unless max_norm is inf."""
     grads = [p.grad for p in parameters if p.grad is not None]
     with torch.no_grad():
-        if not _are_plain(grads):
+        if not are_plain(grads):
             norm = torch_clip_grad._get_total_norm(grads, norm_type, False, foreach)
             if max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
                 torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, norm, foreach)
@@ -74,7 +86,7 @@ def clip_grads_with_norm_(
     """Multiply each gradient by min(1, max_norm / (total_norm + 1e-6)), always writing it."""
     grads = [p.grad for p in parameters if p.grad is not None]
     with torch.no_grad():
-        if not _are_plain(grads) or type(total_norm) not in _PLAIN_TYPES:
+        if not are_plain(grads) or type(total_norm) not in _PLAIN_TYPES:
             torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
         elif grads:
             _scale(grads, _coefficient(max_norm, _widened(total_norm)), foreach)
@@ -85,7 +97,7 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool 
     _torch_clip_grad_value_(parameters, clip_value, foreach)
 
 
-def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
+def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return the norm of each gradient; reads every byte once, one launch or more per gradient."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
@@ -94,7 +106,7 @@ def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
         values = [_values(position, grad) for position, grad in enumerate(grads)]
         norms = [_tensor_norm(v, norm_type) if v.numel() else v.new_zeros(()) for v in values]
         stacked = torch.stack([n.to(grads[0].device, _wide_dtype(grads[0])) for n in norms])
-        return stacked.to(_returned_dtype(grads))
+        return stacked.to(dtype or returned_dtype(grads))
 
 
 def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
@@ -138,7 +150,8 @@ def _values(position: int, grad: Tensor) -> Tensor:
     return values
 
 
-def _are_plain(tensors: list[Tensor]) -> bool:
+def are_plain(tensors: list[Tensor]) -> bool:
+    """Whether all are ordinary tensors of one real dtype or another, whose memory holds their elements."""
     return all(
         type(t) in _PLAIN_TYPES and t.dtype in _PLAIN_DTYPES and t.layout is torch.strided and not t.is_nested
         for t in tensors
@@ -153,13 +166,14 @@ def _widened(norm: Tensor) -> Tensor:
     return norm.to(torch.promote_types(norm.dtype, _wide_dtype(norm)))
 
 
-def _returned_dtype(tensors: list[Tensor]) -> torch.dtype:
+def returned_dtype(tensors: list[Tensor]) -> torch.dtype:
+    """Return the dtype in which a norm of these tensors is returned."""
     wide = (torch.float64, torch.complex128)
     return torch.float64 if any(t.dtype in wide for t in tensors) else torch.float32
 
 
 def _returned(wide: Tensor, tensors: list[Tensor]) -> Tensor:
-    return wide.to(_returned_dtype(tensors)) if tensors else torch.tensor(0.0)
+    return wide.to(returned_dtype(tensors)) if tensors else torch.tensor(0.0)
 
 
 def _groups(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -190,8 +204,14 @@ def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) ->
         else:
             norms.extend(_tensor_norm(g, norm_type) for g in group)
     first = tensors[0]
-    stacked = torch.stack([n.to(first.device, _wide_dtype(first)) for n in norms])
-    if any(_may_leave_float64(t.dtype, norm_type) for t in tensors):
+    here = [n.to(first.device, _wide_dtype(first)) for n in norms]
+    return combined(here, norm_type, {t.dtype for t in tensors})
+
+
+def combined(norms: list[Tensor], norm_type: float, dtypes: Iterable[torch.dtype]) -> Tensor:
+    """Return the norm of all from norms, 0-dim and on one device, of tensors of these dtypes."""
+    stacked = torch.stack(norms)
+    if any(_may_leave_float64(dtype, norm_type) for dtype in dtypes):
         return _scaled_norm(stacked, norm_type)
     total: Tensor = torch.linalg.vector_norm(stacked, norm_type)
     return total

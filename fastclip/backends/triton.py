@@ -113,13 +113,13 @@ def _may_decline(operation: Callable[P, R]) -> Callable[P, R | Declined]:
 
 
 @_may_decline
-def total_norm(tensors: list[Tensor], norm_type: float) -> Tensor:
+def total_norm(tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return the norm of all tensors together; one launch that reads every byte once."""
     found = _read(tensors, of_gradients=False)
     if not found:
         return torch.tensor(0.0)
     with _table(found, norm_type) as table:
-        norm: Tensor = _launch().total_norm(table, norm_type, _norm_dtype(found))[0]
+        norm: Tensor = _launch().total_norm(table, norm_type, dtype or _norm_dtype(found))[0]
     return norm
 
 
@@ -171,13 +171,13 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> None:
 
 
 @_may_decline
-def grad_norms(parameters: list[Tensor], norm_type: float) -> Tensor:
+def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return the norm of each gradient; two launches that read every byte once. 0 for an empty gradient."""
     found = _read(parameters, of_gradients=True)
     if not found:
         return torch.empty(0)
     with _table(found) as table:
-        norms: Tensor = _launch().tensor_norms(table, norm_type, _norm_dtype(found))
+        norms: Tensor = _launch().tensor_norms(table, norm_type, dtype or _norm_dtype(found))
     return norms
 
 
@@ -190,6 +190,16 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
     with _table(found) as table:
         counts = _launch().count_nonfinite(table).tolist()
     return [(position, nan, inf) for position, (nan, inf) in enumerate(counts) if nan or inf]
+
+
+def reason_not_to_write(grads: list[Tensor]) -> str | None:
+    """Return why these gradients cannot be scaled or clamped, or None."""
+    try:
+        found = _read(grads, of_gradients=False)
+        with _table_to_write(found):
+            return cpu.reason_against_writing(found)
+    except _DeclinedError as declined:
+        return str(declined)
 
 
 def _norm_dtype(found: Any) -> torch.dtype:
