@@ -1,7 +1,8 @@
 """The CUDA backend: libfastclip_cuda, reached through `fastclip._C`.
 
 Takes dense tensors of float16, bfloat16, float32 and float64 on one CUDA device, mixed freely: one launch for
-a norm and two for a clip, whatever their number, and no host synchronization. See csrc/cuda/README.md.
+a norm and two for a clip, whatever their number, and no host synchronization. Lists over several devices come
+here device by device (`devices`). See csrc/cuda/README.md.
 """
 
 from __future__ import annotations
