@@ -49,7 +49,7 @@ TUNER_LAYERS = (
     ("tuner_cv",),
     ("report", "progress"),
     ("study",),
-    ("executors",),
+    ("executors", "data"),
     ("training",),
     ("errors", "files"),
 )
