@@ -1,5 +1,6 @@
 """Gradient clipping for PyTorch that is nearly free, numerically right and informative."""
 
+from fastclip import distributed
 from fastclip._version import __version__
 from fastclip.backends import backend_info, use_backend
 from fastclip.backends.base import BackendInfo
@@ -22,6 +23,7 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "distributed",
     "find_nonfinite",
     "get_total_norm",
     "grad_norms",

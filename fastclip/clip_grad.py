@@ -1,5 +1,7 @@
 """The four functions of torch.nn.utils that clip gradients, with torch's signatures.
 
+Beside those they take `group` and `mesh`, for ranks that hold further parts; DTensors say it themselves.
+
 They differ from torch's in three intended ways:
     1. Any finite gradient has a correct norm: sums are kept in float64 and cannot overflow on the way.
     2. The norm of float16 and bfloat16 gradients is returned in float32, not rounded to their dtype.
@@ -16,8 +18,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.distributed import Shards, shards
+from fastclip.distributed.marks import Ranks
 
 
 def clip_grad_norm_(
@@ -26,6 +31,9 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    group: Ranks | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Tensor:
     """Scale the gradients of `parameters` in place so that their total norm is at most `max_norm`.
 
@@ -38,15 +46,20 @@ def clip_grad_norm_(
         norm_type: p of the p-norm: any float, or "inf". Kernels serve p > 0, torch's operations the rest.
         error_if_nonfinite: Raise, and leave the gradients as they are, if the norm is nan or inf.
         foreach: False selects torch's per-tensor operations; otherwise the fastest backend runs.
+        group: Ranks that hold further parts, such as the other stages of a pipeline or, of the parameters
+            of FullyShardedDataParallel, the other shards: a process group or a DeviceMesh. All of them call.
+        mesh: Reduce once over all ranks of this mesh, whatever the layouts; it has every parameter's ranks.
 
     Returns:
         The norm before clipping: 0-dim, on the device of the first gradient, float32 (float64 if any
         gradient is). Moves numel * itemsize bytes; three times as many if something is clipped.
-        No host synchronization on a device unless `error_if_nonfinite`.
+        No host synchronization on a device unless `error_if_nonfinite`. A DTensor if all gradients are, of
+        one mesh; then, and with `group` or `mesh`, ranks reduce at most 64 bytes, see docs/distributed.md.
 
     Raises:
-        RuntimeError: `error_if_nonfinite` and the norm is nan or inf; the message names the first
-            offending gradient.
+        RuntimeError: `error_if_nonfinite` and the norm is nan or inf, on every rank that reduces; the message
+            names the first offending gradient. Or parameters are shards of FullyShardedDataParallel, and
+            there is no group.
 
     Source:
         torch.nn.utils.clip_grad_norm_; Pascanu, Mikolov and Bengio, On the difficulty of training
@@ -56,6 +69,21 @@ def clip_grad_norm_(
     if not listed and isinstance(parameters, types.GeneratorType):
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
     max_norm, norm_type = _checked_max_norm(max_norm), float(norm_type)
+    spread = shards(
+        "clip_grad_norm_",
+        listed,
+        of_gradients=True,
+        group=group,
+        mesh=mesh,
+        all_dims=error_if_nonfinite,  # what one copy alone has is an error for all
+        norm_type=norm_type,
+    )
+    if spread is not None:
+        wide, _ = spread.total_norm(norm_type, foreach=foreach)
+        if error_if_nonfinite:
+            _raise_if_nonfinite(wide.to(spread.plan.dtype), norm_type, spread)
+        spread.scale(max_norm, wide, foreach)
+        return spread.returned(wide)
     norm: Tensor = backends.run(
         "clip_grad_norm_", listed, max_norm, norm_type, error_if_nonfinite, foreach=foreach
     )
@@ -69,6 +97,9 @@ def get_total_norm(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    group: Ranks | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Tensor:
     """Return the norm of all `tensors` taken together as one vector.
 
@@ -79,6 +110,8 @@ def get_total_norm(
         norm_type: p of the p-norm: any float, or "inf".
         error_if_nonfinite: Raise if the norm is nan or inf.
         foreach: False selects torch's per-tensor operations.
+        group: As in `clip_grad_norm_`.
+        mesh: As in `clip_grad_norm_`.
 
     Returns:
         0-dim, on the device of the first tensor, float32 (float64 if any tensor is). Moves
@@ -89,6 +122,20 @@ def get_total_norm(
     """
     listed = _listed(tensors)
     norm_type = float(norm_type)
+    spread = shards(
+        "get_total_norm",
+        listed,
+        of_gradients=False,
+        group=group,
+        mesh=mesh,
+        all_dims=error_if_nonfinite,
+        norm_type=norm_type,
+    )
+    if spread is not None:
+        wide, _ = spread.total_norm(norm_type, foreach=foreach)
+        if error_if_nonfinite:
+            _raise_if_nonfinite(wide.to(spread.plan.dtype), norm_type, spread)
+        return spread.returned(wide)
     norm: Tensor = backends.run("total_norm", listed, norm_type, foreach=foreach)
     if error_if_nonfinite:
         _raise_if_nonfinite(norm, norm_type, listed)
@@ -117,6 +164,12 @@ def clip_grads_with_norm_(
     max_norm = _checked_max_norm(max_norm)
     if max_norm == math.inf and isinstance(total_norm, Tensor):
         return
+    spread = shards("clip_grads_with_norm_", listed, of_gradients=True, whole_norm=True)
+    if spread is not None:
+        spread.scale(max_norm, _whole(total_norm), foreach)
+        return
+    if hasattr(total_norm, "full_tensor"):  # of a DTensor among other gradients
+        total_norm = _whole(total_norm)
     backends.run("clip_grads_with_norm_", listed, max_norm, total_norm, foreach=foreach)
 
 
@@ -137,7 +190,18 @@ def clip_grad_value_(
 
     Moves numel * itemsize bytes; three times as many where an element is outside.
     """
-    backends.run("clip_grad_value_", _listed(parameters), float(clip_value), foreach=foreach)
+    listed = _listed(parameters)
+    spread = shards("clip_grad_value_", listed, of_gradients=True, whole_norm=True)
+    if spread is not None:
+        spread.clamp(float(clip_value), foreach)
+        return
+    backends.run("clip_grad_value_", listed, float(clip_value), foreach=foreach)
+
+
+def _whole(total_norm: Tensor) -> Tensor:
+    """Return a norm as a plain tensor; one whose ranks have only parts of it is reduced."""
+    whole: Tensor = total_norm.full_tensor() if hasattr(total_norm, "full_tensor") else total_norm
+    return whole
 
 
 def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -161,7 +225,7 @@ def _warn_negative_max_norm() -> None:
     )
 
 
-def _raise_if_nonfinite(norm: Tensor, norm_type: float, tensors: Sequence[Tensor | None]) -> None:
+def _raise_if_nonfinite(norm: Tensor, norm_type: float, tensors: Sequence[Tensor | None] | Shards) -> None:
     if bool(torch.isfinite(norm)):
         return
     message = (
@@ -169,17 +233,38 @@ def _raise_if_nonfinite(norm: Tensor, norm_type: float, tensors: Sequence[Tensor
         "be clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
         "`error_if_nonfinite=False`"
     )
+    if isinstance(tensors, Shards):
+        raise RuntimeError(f"{message}. {_first_nonfinite_of_ranks(tensors)}")
     raise RuntimeError(f"{message}. {_first_nonfinite(tensors)}")
 
 
 def _first_nonfinite(tensors: Sequence[Tensor | None]) -> str:
+    found = _nonfinite(tensors)
+    if not found:
+        return "Every element is finite: the norm itself is beyond the range of its dtype."
+    return f"First offending parameter: {found[0][1]}"
+
+
+def _first_nonfinite_of_ranks(spread: Shards) -> str:
+    found = spread.nonfinite(_nonfinite(spread.locals))
+    if not found:
+        return "Every element is finite on all ranks: the norm itself is beyond the range of its dtype."
+    rank, _, what = found[0]
+    return f"First offending parameter: rank {rank}, {what}"
+
+
+def _nonfinite(tensors: Sequence[Tensor | None]) -> list[tuple[int, str]]:
+    """Return position and description of the first that is not finite, if there is one."""
     present = [(position, t) for position, t in enumerate(tensors) if t is not None]
     counts = backends.run("count_nonfinite", [t for _, t in present])
     if not counts:
-        return "Every element is finite: the norm itself is beyond the range of its dtype."
+        return []
     index, nan, inf = counts[0]
     position, tensor = present[index]
-    return (
-        f"First offending parameter: position {position}, shape {tuple(tensor.shape)}, {tensor.dtype}, "
-        f"{nan} nan and {inf} inf of {tensor.numel()} elements."
-    )
+    return [
+        (
+            position,
+            f"position {position}, shape {tuple(tensor.shape)}, {tensor.dtype}, "
+            f"{nan} nan and {inf} inf of {tensor.numel()} elements.",
+        )
+    ]

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
 from fastclip import backends
+from fastclip.distributed import shards
+from fastclip.distributed.everywhere import nonfinite_of_ranks
+from fastclip.distributed.marks import Ranks
 
 
 class Nonfinite(NamedTuple):
@@ -18,18 +22,25 @@ class Nonfinite(NamedTuple):
     inf: int
 
 
-def grad_norms(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.0) -> Tensor:
+def grad_norms(
+    parameters: Tensor | Iterable[Tensor],
+    norm_type: float = 2.0,
+    *,
+    mesh: DeviceMesh | None = None,
+) -> Tensor:
     """Return the norm of each gradient, reading every element once.
 
     Args:
         parameters: A tensor or an iterable of n tensors; those without a gradient are skipped.
         norm_type: p > 0, or inf for the largest magnitude.
+        mesh: As in `clip_grad_norm_`.
 
     Returns:
         1-d tensor of m <= n norms in the order given, float32 (float64 if any gradient is float64 or
         complex128), on the device of the first gradient. Root taken, in the unit of the gradients; 0 for an
         empty gradient. Complex elements count by their magnitude; those of a sparse gradient that stand
         several times are added up first.
+        Of a DTensor the norm is that of the whole; ranks reduce m float64 twice.
         Moves numel * itemsize bytes; no host synchronization.
 
     Raises:
@@ -43,16 +54,23 @@ def grad_norms(parameters: Tensor | Iterable[Tensor], norm_type: float = 2.0) ->
     if not norm_type > 0:
         raise ValueError(f"grad_norms: norm_type={norm_type}; expected p > 0 or inf.")
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    spread = shards("grad_norms", listed, of_gradients=True, mesh=mesh, norm_type=norm_type)
+    if spread is not None:
+        return spread.norms(norm_type)
     norms: Tensor = backends.run("grad_norms", listed, norm_type)
     return norms
 
 
-def find_nonfinite(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Nonfinite]:
+def find_nonfinite(
+    named_parameters: Iterable[tuple[str, Tensor]], *, group: Ranks | None = None
+) -> dict[str, Nonfinite]:
     """Return which parameters have a gradient that is not finite, and how many elements of it.
 
     Args:
         named_parameters: (name, parameter) pairs, as `module.named_parameters()` gives them; those
-            without a gradient are skipped.
+            without a gradient are skipped. Of a DTensor this rank's shard is looked at.
+        group: Ask all of these ranks, which call together and get the same answer: a process group or a
+            DeviceMesh. Shards of a gradient are added up, and copies counted once.
 
     Returns:
         Name -> (nan, inf), in the order given, of the gradients that hold any; empty if all are finite. A
@@ -67,7 +85,10 @@ def find_nonfinite(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, 
         if parameter.grad is not None:
             names.append(name)
             grads.append(parameter.grad)
-    counts = backends.run("count_nonfinite", grads)
+    if group is not None:
+        return {name: Nonfinite(*counts) for name, counts in nonfinite_of_ranks(names, grads, group).items()}
+    spread = shards("find_nonfinite", grads, of_gradients=False, whole_norm=True)
+    counts = backends.run("count_nonfinite", grads if spread is None else spread.present())
     return {names[position]: Nonfinite(nan, inf) for position, nan, inf in counts}
 
 

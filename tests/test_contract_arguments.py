@@ -25,7 +25,11 @@ def test_signatures(name: str) -> None:
     def shape(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
-    assert shape(getattr(fastclip, name)) == shape(getattr(utils, name))
+    ours, theirs = shape(getattr(fastclip, name)), shape(getattr(utils, name))
+    assert ours[: len(theirs)] == theirs
+    # What torch has not is for ranks alone, and by keyword alone.
+    further = {entry[0]: entry[1] for entry in ours[len(theirs) :]}
+    assert further in ({}, dict.fromkeys(("group", "mesh"), inspect.Parameter.KEYWORD_ONLY))
 
 
 def test_by_position_and_by_keyword(backend: str) -> None:

@@ -36,6 +36,7 @@ LAYERS = (
     ("optim",),
     ("patch",),
     ("clip_grad", "norms"),
+    ("distributed",),
     ("backends",),
     ("kernels", "_C"),
     ("reference",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,28 @@ def test_example(name: str, promise: str) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(promise, run.stdout), run.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [
+        ("distributed_fsdp2", r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
+        ("distributed_pipeline", r"equal: True"),
+    ],
+)
+def test_distributed_example(name: str, promise: str) -> None:
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            str(EXAMPLES / f"{name}.py"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
     assert re.search(promise, run.stdout), run.stdout

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from fastclip.distributed.marks import Ranks
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import checkpoints, plain, routes, torch_fused
 from fastclip.optim.callers import is_checkpointing
 from fastclip.optim.closures import is_evaluated_once
-from fastclip.optim.gradients import gradients, measure, parameters
+from fastclip.optim.gradients import gradients, measure, over_ranks, parameters
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 from fastclip.optim.wrapper import ATTACHED, check_unclipped
@@ -29,6 +31,8 @@ def attach(
     nonfinite: str = "skip",
     max_consecutive_skips: int | None = None,
     fused: bool | None = None,
+    group: Ranks | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> AttachedClipping:
     """Make an optimizer clip in its own `step`, through hooks.
 
@@ -42,6 +46,8 @@ def attach(
         nonfinite: As in `ClippedOptimizer`. "skip" needs an optimizer that evaluates a closure once.
         max_consecutive_skips: As in `ClippedOptimizer`.
         fused: True demands torch's fused step, False forbids it, None takes the best there is.
+        group: As in `fastclip.clip_grad_norm_`.
+        mesh: As in `fastclip.clip_grad_norm_`.
 
     Returns:
         The handle: `remove()`, `last`, `stats()`.
@@ -53,7 +59,15 @@ def attach(
     """
     check_unclipped("attach", optimizer)
     settings = Settings.checked(
-        "attach", max_norm, norm_type, nonfinite, max_consecutive_skips, fused, write_grads=False
+        "attach",
+        max_norm,
+        norm_type,
+        nonfinite,
+        max_consecutive_skips,
+        fused,
+        write_grads=False,
+        group=group,
+        mesh=mesh,
     )
     if settings.skips and not is_evaluated_once(optimizer):
         raise ValueError(
@@ -137,12 +151,13 @@ class AttachedClipping:
         amp = Amp.take(optimizer)
         settings = self._settings.under(amp)
         grads = gradients(optimizer)
-        if not grads:
+        spread = over_ranks("attach", optimizer, settings)
+        if not grads and spread is None:
             self._tally.add(NO_GRADIENTS)
             return
-        folded = settings.fused is not False and torch_fused.unsupported(optimizer) is None
+        folded = spread is None and settings.fused is not False and torch_fused.unsupported(optimizer) is None
         folded = folded and torch_fused.unfit(grads) is None
-        outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp)
+        outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp, spread)
         self._tally.add(outcome)
         amp.tell(outcome)
         on_host = not folded or torch_fused.decides_on_host(optimizer, outcome)

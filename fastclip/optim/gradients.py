@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
+from fastclip.distributed import Shards, shards
 from fastclip.optim.outcome import Outcome
 from fastclip.optim.settings import Amp, Settings
 from fastclip.reference import NORM_EPSILON
@@ -35,6 +37,28 @@ def dense_values(params: list[Tensor]) -> list[Tensor]:
             grad = grad._values()
         values.append(grad)
     return values
+
+
+def over_ranks(function: str, optimizer: Optimizer, settings: Settings) -> Shards | None:
+    """Return the gradients as what this rank holds of them; None if they are whole here."""
+    return shards(
+        function,
+        [p for group in optimizer.param_groups for p in group["params"]],
+        of_gradients=True,
+        group=settings.group,
+        mesh=settings.mesh,
+        all_dims=True,
+        norm_type=settings.norm_type,
+    )
+
+
+def measure_over_ranks(spread: Shards, settings: Settings, amp: Amp) -> Outcome:
+    """Return the same as `measure` on every rank that reduces, without touching a gradient."""
+    wide, found = spread.total_norm(settings.norm_type, amp.found_inf)
+    norm = wide.to(spread.plan.dtype)
+    if amp.grad_scale is not None:
+        norm = (wide / amp.grad_scale.to(wide.device)).to(norm.dtype)
+    return outcome_of(norm, settings, amp if amp.found_inf is None else replace(amp, found_inf=found))
 
 
 def measure(grads: list[Tensor], settings: Settings, amp: Amp) -> Outcome:
@@ -67,11 +91,26 @@ def scale(grads: list[Tensor], outcome: Outcome, amp: Amp) -> None:
             grad.mul_(factor.to(grad.device))
 
 
-def first_nonfinite(optimizer: Optimizer) -> str:
-    """Return the name, group and contents of the first parameter whose gradient is not finite."""
+def first_nonfinite(optimizer: Optimizer, settings: Settings) -> str:
+    """Return the name, group and contents of the first parameter whose gradient is not finite.
+
+    With DTensors or a group it is that of the first rank that has one; all ranks have to ask.
+    """
+    spread = over_ranks("ClippedOptimizer.step", optimizer, settings)
+    if spread is None:
+        found = _nonfinite(optimizer, {})
+        return found or "every element is finite, but the norm is beyond the range of its dtype"
+    spread.total_norm(settings.norm_type)  # by which the ranks know who is to answer
+    here = _nonfinite(optimizer, spread.local_of())
+    for rank, what in spread.nonfinite([(here,)] if here else []):
+        return f"on rank {rank}, {what}"
+    return "every element is finite on all ranks, but the norm is beyond the range of its dtype"
+
+
+def _nonfinite(optimizer: Optimizer, local_of: dict[Tensor, Tensor]) -> str | None:
     for number, group in enumerate(optimizer.param_groups):
         present = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-        counts = backends.run("count_nonfinite", [p.grad for _, p in present])
+        counts = backends.run("count_nonfinite", [local_of.get(p, p.grad) for _, p in present])
         if counts:
             index, nan, inf = counts[0]
             position, param = present[index]
@@ -80,4 +119,4 @@ def first_nonfinite(optimizer: Optimizer) -> str:
                 f"parameter {position}{name} of group {number}, shape {tuple(param.shape)}, {param.dtype}, "
                 f"has {nan} nan and {inf} inf in its gradient of {param.grad.numel()} elements"
             )
-    return "every element is finite, but the norm is beyond the range of its dtype"
+    return None

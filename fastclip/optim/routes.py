@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from fastclip.backends.base import Declined
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import native, plain, torch_fused
-from fastclip.optim.gradients import first_nonfinite
+from fastclip.optim.gradients import first_nonfinite, over_ranks
 from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -23,6 +23,12 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> st
     Raises:
         BackendUnavailableError: `settings.fused` demands a folded route and there is none.
     """
+    if (spread := over_ranks("ClippedOptimizer.step", optimizer, settings)) is not None:
+        if settings.fused:
+            reason = "ranks hold different parts of the gradients"
+            raise BackendUnavailableError(unfolded("ClippedOptimizer", reason, reason))
+        tally.add(plain.step(optimizer, settings, amp, spread))
+        return "plain"
     if settings.fused is not False:
         # A scaler's verdict is on the host's own memory here, so nothing waits for it.
         left_out = _is_on_cpu(amp) and amp.to_skip()
@@ -37,7 +43,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> st
             return "torch_fused"
         if settings.fused and not left_out:
             raise BackendUnavailableError(unfolded("ClippedOptimizer", first.reason, second.reason))
-    tally.add(plain.step(optimizer, settings, amp))
+    tally.add(plain.step(optimizer, settings, amp, None))
     return "plain"
 
 
@@ -69,15 +75,16 @@ def settle(function: str, optimizer: Optimizer, settings: Settings, amp: Amp, ta
     if settings.nonfinite == "raise" and amp.found_inf is None and bool(tally.last.skipped):
         raise RuntimeError(
             f"{function}: the total norm of order {settings.norm_type} is {float(tally.last.total_norm)}: "
-            f"{first_nonfinite(optimizer)}; expected finite gradients. Parameters and state are unchanged; "
-            f"use nonfinite='skip' to go on without this step."
+            f"{first_nonfinite(optimizer, settings)}; expected finite gradients. Parameters and state are "
+            f"unchanged; use nonfinite='skip' to go on without this step."
         )
     limit = settings.max_consecutive_skips
     if limit is not None and (skips := tally.stats().consecutive_skips) >= limit:
         raise RuntimeError(
             f"{function}: {skips} steps in a row were skipped because of gradients that are not finite; "
-            f"expected fewer than max_consecutive_skips={limit}. Latest: {first_nonfinite(optimizer)}. "
-            f"Lower the learning rate or max_norm, or look at the batches."
+            f"expected fewer than max_consecutive_skips={limit}. Latest: "
+            f"{first_nonfinite(optimizer, settings)}. Lower the learning rate or max_norm, or look at the "
+            f"batches."
         )
 
 

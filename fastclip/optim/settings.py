@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
+from fastclip.distributed.marks import Ranks
 from fastclip.optim.outcome import Outcome
 
 NONFINITE = ("skip", "raise", "propagate")
@@ -26,6 +28,8 @@ class Settings:
         max_consecutive_skips: Skipped steps in a row after which the next one raises, or None.
         fused: True demands a folded route, False forbids one, None takes the best.
         write_grads: Leave the clipped gradients in `.grad`.
+        group: Ranks that hold further parts, or None.
+        mesh: To reduce over at once, or None.
     """
 
     max_norm: float
@@ -34,6 +38,8 @@ class Settings:
     max_consecutive_skips: int | None = None
     fused: bool | None = None
     write_grads: bool = False
+    group: Ranks | None = None
+    mesh: DeviceMesh | None = None
 
     @classmethod
     def checked(
@@ -45,6 +51,8 @@ class Settings:
         max_consecutive_skips: int | None,
         fused: bool | None,
         write_grads: bool,
+        group: Ranks | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> Settings:
         """Return the settings.
 
@@ -65,7 +73,11 @@ class Settings:
             raise ValueError(
                 f"{function}: max_consecutive_skips={max_consecutive_skips}; expected at least 1, or None."
             )
-        return cls(limit, p, nonfinite, max_consecutive_skips, fused, write_grads)
+        return cls(limit, p, nonfinite, max_consecutive_skips, fused, write_grads, group, mesh)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Settings:
+        """Return itself: nothing in it changes, and process groups have no copies."""
+        return self
 
     @property
     def skips(self) -> bool:

@@ -52,6 +52,10 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
 
 def unfit(grads: list[Tensor]) -> str | None:
     """Return why these gradients must not go through `grad_scale`, or None."""
+    if any(type(grad) not in (Tensor, torch.nn.Parameter) for grad in grads):
+        return (
+            "a gradient is of a subclass of torch.Tensor, which torch's fused step does not mix with others"
+        )
     if any(grad.layout is not torch.strided for grad in grads):
         return "a gradient is sparse"
     if any(grad.dtype == torch.float64 for grad in grads):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from fastclip.distributed.marks import Ranks
 from fastclip.optim import checkpoints, routes
 from fastclip.optim.callers import is_checkpointing, stepping_scaler
 from fastclip.optim.closures import is_evaluated_once, step_through
@@ -44,6 +46,9 @@ class ClippedOptimizer(Optimizer):
     before the step. By the kernels for devices, only a step that makes state waits for the device, and once
     there is state a CUDA graph can hold the whole step.
 
+    Of DTensors (FSDP2, tensor and expert parallelism) the norm is that of the whole. It is reduced over all
+    dimensions of their mesh, so that all ranks step or all skip, whoever has the nan: docs/distributed.md.
+
     Args:
         optimizer: Any torch optimizer but a clipped one.
         max_norm: The largest total norm to leave; inf measures only.
@@ -55,6 +60,8 @@ class ClippedOptimizer(Optimizer):
         fused: True demands a folded step, False forbids it, None takes the best there is.
         write_grads: Leave the clipped gradients in `.grad`; otherwise they may stay as the backward pass,
             and a GradScaler, left them.
+        group: As in `fastclip.clip_grad_norm_`; with FullyShardedDataParallel, WORLD.
+        mesh: As in `fastclip.clip_grad_norm_`.
 
     Attributes:
         optimizer: The wrapped one.
@@ -76,10 +83,20 @@ class ClippedOptimizer(Optimizer):
         max_consecutive_skips: int | None = None,
         fused: bool | None = None,
         write_grads: bool = False,
+        group: Ranks | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         check_unclipped("ClippedOptimizer", optimizer)
         settings = Settings.checked(
-            "ClippedOptimizer", max_norm, norm_type, nonfinite, max_consecutive_skips, fused, write_grads
+            "ClippedOptimizer",
+            max_norm,
+            norm_type,
+            nonfinite,
+            max_consecutive_skips,
+            fused,
+            write_grads,
+            group,
+            mesh,
         )
         if fused:
             routes.require_folded("ClippedOptimizer", optimizer, settings)

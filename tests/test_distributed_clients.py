@@ -1,0 +1,65 @@
+"""A small model trained in each way of torch's libraries, beside one process that clips by a float64 norm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_cases import attached, checkpointed, fsdp1_without_group, raised, scaled, train
+from ranks import ranks
+
+WAYS = [(2, "ddp"), (2, "fsdp2"), (2, "tp"), (2, "tp_sp"), (2, "fsdp1"), (2, "fsdp1_flat")]
+WAYS += [(4, "hsdp"), (4, "fsdp2_tp")]
+
+
+@pytest.mark.parametrize("how", ["function", "wrapper"])
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(("world", "way"), WAYS)
+def test_training_is_that_of_one_process(world: int, way: str, kind: str, how: str) -> None:
+    found = ranks(world).run(train, way, kind, how)
+    for one in found:
+        assert one["losses"] < 2e-5
+        assert one["norms"] < 2e-4
+        assert one["parameters"] is None or one["parameters"] < 2e-4
+        assert one["bits"] == found[0]["bits"]
+
+
+def test_fused_adamw_over_shards() -> None:
+    for one in ranks(2).run(train, "fsdp2", "fused", "wrapper"):
+        assert one["parameters"] < 2e-4
+
+
+@pytest.mark.parametrize(("world", "way"), [(2, "fsdp2"), (2, "tp")])
+def test_attached_hooks(world: int, way: str) -> None:
+    assert max(ranks(world).run(attached, way)) < 2e-4
+
+
+def test_fsdp1_without_a_group_is_an_error() -> None:
+    for said in ranks(2).run(fsdp1_without_group):
+        for message in said:
+            assert "is a shard of FullyShardedDataParallel" in message
+            assert "group=torch.distributed.group.WORLD" in message
+
+
+@pytest.mark.parametrize("bad_rank", [None, 0, 1])
+def test_a_grad_scaler_sees_what_any_rank_has(bad_rank: int | None) -> None:
+    for scale, skips, far in ranks(2).run(scaled, bad_rank):
+        assert skips == [False, bad_rank is not None, False]
+        assert scale == (16.0 if bad_rank is None else 8.0)
+        assert far < 1e-6
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_every_rank_names_the_culprit(culprit: int) -> None:
+    for said in ranks(2).run(raised, culprit):
+        assert f"on rank {culprit}, parameter 1 of group 0" in said
+
+
+def test_checkpoints_go_onto_another_world_size(tmp_path: Path) -> None:
+    saved = ranks(2).run(checkpointed, str(tmp_path), True)[0]
+    for world in (2, 4):
+        loaded = ranks(world).run(checkpointed, str(tmp_path), False)[0]
+        assert loaded["steps"] == saved["steps"] == 10
+        for mine, theirs in zip(loaded["parameters"], saved["parameters"], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
