@@ -75,8 +75,13 @@ StepGroup sgd_parameters(PyObject* params, double momentum) {
   return group;
 }
 
-StepList::StepList(StepKernels kernels, PyObject* state, PyObject* fresh)
-    : kernels_(kernels), device_{kernels.device_type, 0}, state_(state), fresh_(fresh), ahead_(&g_trail) {}
+StepList::StepList(StepKernels kernels, PyObject* state, PyObject* fresh, StepShards shards)
+    : kernels_(kernels),
+      device_{kernels.device_type, 0},
+      state_(state),
+      fresh_(fresh),
+      shards_(shards),
+      ahead_(&g_trail) {}
 
 StepList::~StepList() {
   // Backwards, so that a counter that several parameters share ends where it was.
@@ -86,7 +91,28 @@ StepList::~StepList() {
   for (PyObject* tensor : state_tensors_) Py_DECREF(tensor);
 }
 
-const char* StepList::read(PyObject* tensor, dlpack::Tensor* view, Span* span) {
+PyObject* StepList::memory_of(PyObject* tensor) const {
+  static PyObject* const local_name = PyUnicode_InternFromString("_local_tensor");
+  if (reinterpret_cast<PyObject*>(Py_TYPE(tensor)) != shards_.dtensor) return Py_NewRef(tensor);
+  return PyObject_GetAttr(tensor, local_name);
+}
+
+PyObject* StepList::gradient(PyObject* param) const {
+  if (shards_.gradients != nullptr && PyDict_GET_SIZE(shards_.gradients) > 0) {
+    PyObject* const instead = PyDict_GetItemWithError(shards_.gradients, param);
+    if (instead != nullptr) return Py_NewRef(instead);
+    if (PyErr_Occurred()) return nullptr;
+  }
+  return gradient_of(param);
+}
+
+const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span) {
+  PyObject* const tensor = memory_of(whole);
+  if (tensor == nullptr) {
+    PyErr_Clear();
+    return "is a DTensor that has no memory on this rank";
+  }
+  Py_DECREF(tensor);  // `whole` has it
   const char* obstacle = read_tensor(tensor, device_.type, view, span);
   if (obstacle != nullptr) return obstacle;
   if (!has_device_) device_ = view->device;
@@ -174,7 +200,12 @@ bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   if (grad_span.dtype != param_span.dtype || !same_layout(grad_view, param_view)) {
     return decline("its gradient has another dtype, shape or layout");
   }
-  if (is_negated(param) || is_negated(grad)) return decline("it or its gradient is a lazily negated view");
+  PyObject* const param_memory = memory_of(param);
+  PyObject* const grad_memory = memory_of(grad);
+  const bool negated = is_negated(param_memory) || is_negated(grad_memory);
+  Py_DECREF(param_memory);
+  Py_DECREF(grad_memory);
+  if (negated) return decline("it or its gradient is a lazily negated view");
 
   StepTarget target{param_span.data, {}, nullptr, 0, param_span.dtype, DType::kFloat32};
   double step = 0;
@@ -227,7 +258,7 @@ StepList::Outcome StepList::collect(const StepGroup& group) {
     param_index_ = i;
     PyObject* param = PyList_GET_ITEM(group.params, i);
     Py_INCREF(param);
-    PyObject* grad = gradient_of(param);
+    PyObject* grad = gradient(param);
     const bool ok = grad == nullptr || grad == Py_None || add(param, grad, group);
     Py_XDECREF(grad);
     Py_DECREF(param);

@@ -27,6 +27,13 @@ struct StepKernels {
   bool takes_wide_state;  // float32, of 16-bit parameters
 };
 
+// What of the optimizer is spread over ranks. Both are borrowed.
+struct StepShards {
+  PyObject* dtensor =
+      nullptr;  // the class whose memory on this rank is meant; None or nullptr if there is none
+  PyObject* gradients = nullptr;  // a dict parameter -> tensor to take in the place of `.grad`
+};
+
 // A group of torch.optim.Adam or AdamW, or of SGD.
 StepGroup adam_parameters(PyObject* params, bool amsgrad);
 StepGroup sgd_parameters(PyObject* params, double momentum);
@@ -49,7 +56,7 @@ class StepList {
 
   // `state` is the optimizer's dict parameter -> dict. `fresh`, a set, holds the parameters whose state was
   // made for this step.
-  StepList(StepKernels kernels, PyObject* state, PyObject* fresh);
+  StepList(StepKernels kernels, PyObject* state, PyObject* fresh, StepShards shards = {});
   StepList(const StepList&) = delete;
   StepList& operator=(const StepList&) = delete;
   ~StepList();
@@ -90,6 +97,11 @@ class StepList {
     double before;
   };
 
+  // A new reference to the tensor that has the memory: of a DTensor the one on this rank, else itself.
+  // nullptr with a Python error set.
+  PyObject* memory_of(PyObject* tensor) const;
+  // A new reference; nullptr with a Python error set.
+  PyObject* gradient(PyObject* param) const;
   // As read_tensor, of tensors on the device.
   const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span);
   bool add(PyObject* param, PyObject* grad, const StepGroup& group);
@@ -108,6 +120,7 @@ class StepList {
   dlpack::Device device_;
   PyObject* state_;
   PyObject* fresh_;
+  StepShards shards_;
   Py_ssize_t state_position_ = 0;
   std::vector<Span> grads_;
   std::vector<Span> params_;

@@ -469,6 +469,7 @@ def train(way: str, kind: str, how: str) -> dict[str, Any]:
         "losses": max(abs(a - b) for a, b in zip(losses, expected_losses, strict=True)),
         "norms": max(abs(a / b - 1) for a, b in zip(norms, expected_norms, strict=True)),
         "parameters": found,
+        "route": getattr(optimizer, "route", None),
         "bits": [torch.tensor(norm).numpy().tobytes() for norm in norms],
     }
 
@@ -540,6 +541,29 @@ def attached(way: str) -> float:
     return max(
         float((full(p.detach()) - e).abs().max()) for p, e in zip(model.parameters(), expected, strict=True)
     )
+
+
+def update_bits(way: str, kind: str) -> tuple[bool, list[str]]:
+    """Whether the kernels' step over shards gives the bits of the same step with the norm of one process."""
+    model, options = parallel(way)
+    expected = small()
+    inner = optimizer_of(kind, expected.parameters())
+    optimizer = fastclip.ClippedOptimizer(optimizer_of(kind, model.parameters()), math.inf, **options)
+    reference = fastclip.ClippedOptimizer(inner, math.inf)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+            q.grad = torch.randn(q.shape, generator=generator)
+            local = full_local(p.data)
+            offset = dist.get_rank() * -(-q.shape[0] // dist.get_world_size())
+            mine = q.grad[offset : offset + local.shape[0]]
+            p.grad = torch.zeros_like(p)
+            full_local(p.grad).copy_(mine)
+        optimizer.step()
+        reference.step()
+    pairs = zip(model.parameters(), expected.parameters(), strict=True)
+    same = all(torch.equal(full(p.detach()), q.detach()) for p, q in pairs)
+    return same, [str(optimizer.route), str(reference.route)]
 
 
 def raised(culprit: int) -> str:

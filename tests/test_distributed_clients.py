@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_cases import attached, checkpointed, fsdp1_without_group, raised, scaled, train
+from distributed_cases import attached, checkpointed, fsdp1_without_group, raised, scaled, train, update_bits
 from ranks import ranks
 
 WAYS = [(2, "ddp"), (2, "fsdp2"), (2, "tp"), (2, "tp_sp"), (2, "fsdp1"), (2, "fsdp1_flat")]
@@ -23,11 +23,17 @@ def test_training_is_that_of_one_process(world: int, way: str, kind: str, how: s
         assert one["norms"] < 2e-4
         assert one["parameters"] is None or one["parameters"] < 2e-4
         assert one["bits"] == found[0]["bits"]
+        assert one["route"] == ("native" if how == "wrapper" else None)
 
 
 def test_fused_adamw_over_shards() -> None:
     for one in ranks(2).run(train, "fsdp2", "fused", "wrapper"):
         assert one["parameters"] < 2e-4
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_update_of_shards_has_the_bits_of_the_whole(kind: str) -> None:
+    assert ranks(2).run(update_bits, "fsdp2", kind) == [(True, ["native", "native"])] * 2
 
 
 @pytest.mark.parametrize(("world", "way"), [(2, "fsdp2"), (2, "tp")])

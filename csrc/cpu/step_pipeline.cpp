@@ -34,14 +34,18 @@ void update(const Kernels& table, const Span& grad, const Chunk& chunk, const St
 StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
                           const std::vector<StepRule>& rules, const StepOptions& options, int num_threads) {
   const Pass pass(grads, num_threads);
-  std::vector<Accumulator> parts(pass.chunks().size());
+  std::vector<Accumulator> parts(options.given_norm ? 0 : pass.chunks().size());
   StepVerdict stepped{0.0, 1.0, false, 1.0};
   run_stages(
       pass.num_threads(),
-      [&](int thread, int team) { pass.accumulate(options.norm_type, thread, team, parts); },
+      [&](int thread, int team) {
+        if (!options.given_norm) pass.accumulate(options.norm_type, thread, team, parts);
+      },
       [&] {
         const double scaled_norm =
-            norm_of(combine(parts.data(), parts.size(), options.norm_type), options.norm_type);
+            options.given_norm
+                ? *options.given_norm
+                : norm_of(combine(parts.data(), parts.size(), options.norm_type), options.norm_type);
         stepped = step_verdict(scaled_norm, options.grad_scale, options.max_norm, options.skip_nonfinite);
       },
       [&](int thread, int team) {

@@ -1,6 +1,7 @@
 // accumulate -> combine -> finalize -> update, over an optimizer's parameters.
 #pragma once
 
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -21,6 +22,9 @@ struct StepOptions {
   double grad_scale;    // the gradients are this many times too large
   bool skip_nonfinite;  // if the norm is nan or inf, leave everything as it is
   bool write_grads;     // leave the clipped gradients behind
+  // The norm to clip by, of gradients that are `grad_scale` times too large, where other ranks have a part in
+  // it.
+  std::optional<double> given_norm;
 };
 
 // Clips by the norm of all gradients together and updates every target, in one parallel region. Reads every

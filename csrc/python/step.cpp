@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -56,8 +57,9 @@ struct SgdGroup {
 // changed anything.
 template <class Group>
 py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
-                double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads) {
-  StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr());
+                double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads,
+                std::optional<double> given_norm, const py::object& dtensor, const py::dict& gradients) {
+  StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr(), {dtensor.ptr(), gradients.ptr()});
   if (const std::string reason = collect(list, groups, Group::kReader); !reason.empty()) {
     return py::str(reason);
   }
@@ -68,12 +70,14 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
   }
   if (list.grads().empty()) return py::none();
   if (list.check_overlap(write_grads) == StepList::Outcome::kDeclined) return py::str(list.reason());
-  if (std::isinf(p) && list.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
+  if (!given_norm && std::isinf(p) && list.has_empty())
+    return py::str("a gradient is empty, which has no inf-norm");
   std::vector<cpu::StepRule> rules;
   rules.reserve(list.rules().size());
   const auto read = groups_of<Group>(groups);
   for (const StepRuleUse& use : list.rules()) rules.push_back(read[use.group].rule(use.step, use.fresh));
-  const cpu::StepOptions options{cpu::NormType(p), max_norm, grad_scale, skip_nonfinite, write_grads};
+  const cpu::StepOptions options{cpu::NormType(p), max_norm,    grad_scale,
+                                 skip_nonfinite,   write_grads, given_norm};
   const auto stepped = without_gil(list.nbytes(), [&] {
     return cpu::clip_and_step(list.grads(), list.targets(), rules, options, num_threads);
   });
@@ -98,7 +102,7 @@ void bind_step(py::module_& m) {
   using namespace pybind11::literals;
   const auto define = [&m](const char* name, auto function) {
     m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,
-          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a,
+          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_norm"_a, "dtensor"_a, "gradients"_a,
           "(norm, coefficient, skipped, any float64), None, [parameters without state] or a reason.");
   };
   define("adam_step", &step<AdamGroup>);

@@ -179,14 +179,21 @@ class Shards:
         plan: Plan,
         dtensor: type[Tensor] | None,
     ) -> None:
-        """Take the list, what of it is meant, the memory of that on this rank, and the plan."""
-        self._listed, self._values, self.plan, self._dtensor = listed, values, plan, dtensor
+        """Take the list, what of it is meant, the memory of that on this rank, and the plan.
+
+        Attributes:
+            plan: Who reduces what with whom.
+            dtensor: The class, if anybody has loaded it.
+            locals: The memory on this rank of each, None without a gradient.
+        """
+        self._listed, self._values, self.plan, self.dtensor = listed, values, plan, dtensor
         # Gradients may be on their way still: then it is a class of torch's own that is waited for.
         self.locals: list[Tensor | None] = [
             local if local is None or type(local) is Tensor or not hasattr(local, "wait") else local.wait()
             for local in memory
         ]
         self._payloads: list[tuple[Reduction, Tensor]] = []
+        self._whole: dict[int, Tensor] | None = None
 
     def present(self) -> list[Tensor]:
         """Return the memory on this rank of all that there is."""
@@ -217,10 +224,10 @@ class Shards:
     def returned(self, norm: Tensor) -> Tensor:
         """Return a norm as callers get it: a DTensor if all tensors are, of one mesh."""
         plain = norm.to(self._device(), self.plan.dtype)
-        if self.plan.mesh is None or self._dtensor is None:
+        if self.plan.mesh is None or self.dtensor is None:
             return plain
         placements = [_replicate()] * self.plan.mesh.ndim
-        wrapped: Tensor = self._dtensor.from_local(plain, self.plan.mesh, placements, run_check=False)  # type: ignore[attr-defined]
+        wrapped: Tensor = self.dtensor.from_local(plain, self.plan.mesh, placements, run_check=False)  # type: ignore[attr-defined]
         return wrapped
 
     def scale(self, max_norm: float, norm: Tensor, foreach: bool | None = None) -> None:
@@ -236,6 +243,7 @@ class Shards:
     def clamp(self, clip_value: float, foreach: bool | None = None) -> None:
         """Clamp every element to [-clip_value, clip_value]; partial sums are reduced for it."""
         reduced = self._reduced()
+        self._whole = None  # they are about to change
         holders = self._holders(reduced)
         if not holders:
             return
@@ -294,8 +302,14 @@ class Shards:
                 entries = set().union(*gathered)
         return sorted(entries)
 
+    def instead_of_partial(self) -> dict[Tensor, Tensor]:
+        """Return the whole values of gradients that are terms of a sum, by what holds them."""
+        return {self._listed[position]: value for position, value in self._reduced().items()}
+
     def _reduced(self) -> dict[int, Tensor]:
         """Return, by position, whole values in the place of partial sums; the gradients stay as they are."""
+        if self._whole is not None:
+            return self._whole
         reduced: dict[int, Tensor] = {}
         for pending in self.plan.pending:
             here = [(i, self.locals[i]) for i in pending.positions]
@@ -312,6 +326,7 @@ class Shards:
             pieces = torch.split(flat, [local.numel() for _, local in there])
             for (position, local), piece in zip(there, pieces, strict=True):
                 reduced[position] = piece.view(local.shape)
+        self._whole = reduced
         return reduced
 
     def _measured(
@@ -416,7 +431,7 @@ class Shards:
         changed = [
             whole
             for whole, holder, version in zip(wholes, holders, before, strict=True)
-            if type(whole) is self._dtensor and holder.grad._version != version
+            if type(whole) is self.dtensor and holder.grad._version != version
         ]
         if changed:
             torch.autograd.graph.increment_version(changed)

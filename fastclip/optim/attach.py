@@ -15,7 +15,7 @@ from fastclip.errors import BackendUnavailableError
 from fastclip.optim import checkpoints, plain, routes, torch_fused
 from fastclip.optim.callers import is_checkpointing
 from fastclip.optim.closures import is_evaluated_once
-from fastclip.optim.gradients import gradients, measure, over_ranks, parameters
+from fastclip.optim.gradients import gradients, measure, measure_over_ranks, parameters
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, Settings
 from fastclip.optim.wrapper import ATTACHED, check_unclipped
@@ -151,7 +151,7 @@ class AttachedClipping:
         amp = Amp.take(optimizer)
         settings = self._settings.under(amp)
         grads = gradients(optimizer)
-        spread = over_ranks("attach", optimizer, settings)
+        spread = measure_over_ranks("attach", optimizer, settings, amp)
         if not grads and spread is None:
             self._tally.add(NO_GRADIENTS)
             return

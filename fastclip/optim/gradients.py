@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,21 @@ def dense_values(params: list[Tensor]) -> list[Tensor]:
     return values
 
 
+@dataclass(frozen=True)
+class OverRanks:
+    """What a step knows of gradients of which other ranks hold further parts.
+
+    Attributes:
+        shards: What this rank holds.
+        norm: Of the whole, as the gradients are, scale included; float64.
+        outcome: What follows from it, on every rank that reduces.
+    """
+
+    shards: Shards
+    norm: Tensor
+    outcome: Outcome
+
+
 def over_ranks(function: str, optimizer: Optimizer, settings: Settings) -> Shards | None:
     """Return the gradients as what this rank holds of them; None if they are whole here."""
     return shards(
@@ -52,13 +67,15 @@ def over_ranks(function: str, optimizer: Optimizer, settings: Settings) -> Shard
     )
 
 
-def measure_over_ranks(spread: Shards, settings: Settings, amp: Amp) -> Outcome:
-    """Return the same as `measure` on every rank that reduces, without touching a gradient."""
+def measure_over_ranks(function: str, optimizer: Optimizer, settings: Settings, amp: Amp) -> OverRanks | None:
+    """Measure and reduce, without touching a gradient; None if the gradients are whole on this rank."""
+    spread = over_ranks(function, optimizer, settings)
+    if spread is None:
+        return None
     wide, found = spread.total_norm(settings.norm_type, amp.found_inf)
-    norm = wide.to(spread.plan.dtype)
-    if amp.grad_scale is not None:
-        norm = (wide / amp.grad_scale.to(wide.device)).to(norm.dtype)
-    return outcome_of(norm, settings, amp if amp.found_inf is None else replace(amp, found_inf=found))
+    norm = wide if amp.grad_scale is None else wide / amp.grad_scale.to(wide.device)
+    told = amp if amp.found_inf is None else replace(amp, found_inf=found)
+    return OverRanks(spread, wide, outcome_of(norm.to(spread.plan.dtype), settings, told))
 
 
 def measure(grads: list[Tensor], settings: Settings, amp: Amp) -> Outcome:

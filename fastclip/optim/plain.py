@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
-from fastclip.distributed import Shards
 from fastclip.optim.gradients import (
+    OverRanks,
     dense_values,
     measure,
-    measure_over_ranks,
     outcome_of,
     parameters,
     scale,
@@ -20,7 +19,7 @@ from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, Settings
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, spread: Shards | None) -> Outcome:
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, spread: OverRanks | None) -> Outcome:
     """Clip, then step unless the step is to be skipped, which has to be known on the host."""
     outcome = clip(optimizer, settings, amp, spread)
     if not may_skip(settings, amp) or not bool(outcome.skipped):
@@ -33,16 +32,15 @@ def may_skip(settings: Settings, amp: Amp) -> bool:
     return settings.skips or amp.found_inf is not None
 
 
-def clip(optimizer: Optimizer, settings: Settings, amp: Amp, spread: Shards | None) -> Outcome:
+def clip(optimizer: Optimizer, settings: Settings, amp: Amp, spread: OverRanks | None) -> Outcome:
     """Clip and unscale the gradients in place; in a step that is to be skipped, leave them as they are."""
     if spread is not None:
-        outcome = measure_over_ranks(spread, settings, amp)
-        if not (may_skip(settings, amp) and bool(outcome.skipped)):
+        if not (may_skip(settings, amp) and bool(spread.outcome.skipped)):
             if amp.grad_scale is None:
-                spread.scale(settings.max_norm, outcome.total_norm)
+                spread.shards.scale(settings.max_norm, spread.norm)
             else:
-                scale(spread.present(), outcome, amp)
-        return outcome
+                scale(spread.shards.present(), spread.outcome, amp)
+        return spread.outcome
     params = parameters(optimizer)
     if not params:
         return NO_GRADIENTS

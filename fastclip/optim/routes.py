@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from fastclip.backends.base import Declined
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import native, plain, torch_fused
-from fastclip.optim.gradients import first_nonfinite, over_ranks
+from fastclip.optim.gradients import OverRanks, first_nonfinite, measure_over_ranks
 from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -23,12 +23,8 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> st
     Raises:
         BackendUnavailableError: `settings.fused` demands a folded route and there is none.
     """
-    if (spread := over_ranks("ClippedOptimizer.step", optimizer, settings)) is not None:
-        if settings.fused:
-            reason = "ranks hold different parts of the gradients"
-            raise BackendUnavailableError(unfolded("ClippedOptimizer", reason, reason))
-        tally.add(plain.step(optimizer, settings, amp, spread))
-        return "plain"
+    if (spread := measure_over_ranks("ClippedOptimizer.step", optimizer, settings, amp)) is not None:
+        return _step_over_ranks(optimizer, settings, amp, tally, spread)
     if settings.fused is not False:
         # A scaler's verdict is on the host's own memory here, so nothing waits for it.
         left_out = _is_on_cpu(amp) and amp.to_skip()
@@ -44,6 +40,21 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> st
         if settings.fused and not left_out:
             raise BackendUnavailableError(unfolded("ClippedOptimizer", first.reason, second.reason))
     tally.add(plain.step(optimizer, settings, amp, None))
+    return "plain"
+
+
+def _step_over_ranks(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, spread: OverRanks
+) -> str:
+    """Step by a norm that all ranks have agreed on; each may take a route of its own."""
+    if settings.fused is not False:
+        outcome = native.step_over_ranks(optimizer, settings, amp, tally, spread)
+        if not isinstance(outcome, Declined):
+            return "native"
+        if settings.fused:
+            reason = "it does not know the norm of other ranks"
+            raise BackendUnavailableError(unfolded("ClippedOptimizer", outcome.reason, reason))
+    tally.add(plain.step(optimizer, settings, amp, spread))
     return "plain"
 
 

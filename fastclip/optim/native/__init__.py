@@ -16,6 +16,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
 from fastclip.backends.base import Declined
+from fastclip.optim.gradients import OverRanks
+from fastclip.optim.native import cpu
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -78,6 +80,22 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
                 return outcome
             reasons[name] = outcome.reason
     return Declined(_listed(reasons))
+
+
+def step_over_ranks(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, spread: OverRanks
+) -> Outcome | Declined:
+    """Update by a norm that is known, and count; of DTensors their memory on this rank. On the CPU alone."""
+    if reason := _no_kernel_for(optimizer, settings) or _declined_now(optimizer):
+        return Declined(reason)
+    if (chosen := backends.chosen()) not in ("auto", "cpu"):
+        return Declined(f"the backend {chosen!r} was chosen")
+    if reason := cpu.unavailable_reason():
+        return Declined(reason)
+    outcome = cpu.step(optimizer, settings, amp, tally, spread)
+    if not isinstance(outcome, Declined):
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+    return outcome
 
 
 def _listed(reasons: Mapping[str, str | None]) -> str:

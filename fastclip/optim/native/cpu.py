@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
+from fastclip.optim.gradients import OverRanks
 from fastclip.optim.native.groups import groups_on_host
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
@@ -18,17 +19,30 @@ from fastclip.optim.settings import Amp, Settings
 unavailable_reason = cpu.unavailable_reason
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
-    """Clip and update in one parallel region."""
+def step(
+    optimizer: Optimizer,
+    settings: Settings,
+    amp: Amp,
+    tally: Tally,
+    spread: OverRanks | None = None,
+) -> Outcome | Declined:
+    """Clip and update in one parallel region; with `spread` by its norm, so that nothing is measured."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
+    if spread is not None:
+        if spread.shards.plan.pending and settings.write_grads:
+            return Declined("write_grads, and gradients are terms of a sum")
+        if bool(spread.outcome.skipped):
+            tally.add(spread.outcome)
+            return spread.outcome
     groups = groups_on_host(optimizer)
-    result = _call(optimizer, groups, settings, amp, set())
+    instead = {} if spread is None else spread.shards.instead_of_partial()
+    result = _call(optimizer, groups, settings, amp, set(), spread, instead)
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)
         stepped = False
         try:
-            result = _call(optimizer, groups, settings, amp, set(fresh))
+            result = _call(optimizer, groups, settings, amp, set(fresh), spread, instead)
             stepped = isinstance(result, tuple) and not result[2]
         finally:
             if not stepped:
@@ -37,7 +51,9 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
         return Declined(result)
     if isinstance(result, list):
         return Declined("a parameter's state is incomplete")
-    if result is None:
+    if spread is not None:
+        outcome = spread.outcome
+    elif result is None:
         outcome = NO_GRADIENTS
     else:
         norm, coef, skipped, any_float64 = result
@@ -47,7 +63,13 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
 
 
 def _call(
-    optimizer: Optimizer, groups: list[tuple[Any, ...]], settings: Settings, amp: Amp, fresh: set[Tensor]
+    optimizer: Optimizer,
+    groups: list[tuple[Any, ...]],
+    settings: Settings,
+    amp: Amp,
+    fresh: set[Tensor],
+    spread: OverRanks | None,
+    instead: dict[Tensor, Tensor],
 ) -> Any:
     kernel = cpu._C.sgd_step if type(optimizer) is SGD else cpu._C.adam_step
     return kernel(
@@ -60,6 +82,9 @@ def _call(
         settings.skips,
         settings.write_grads,
         torch.get_num_threads(),
+        None if spread is None else float(spread.norm),
+        None if spread is None else spread.shards.dtensor,
+        instead,
     )
 
 

@@ -36,7 +36,10 @@ def make_state(
             state = optimizer.state[param]
             if type(optimizer) is SGD:
                 # Zeros, of which nothing is kept: the first buffer is the gradient itself.
-                state["momentum_buffer"] = torch.zeros_like(param.grad, requires_grad=False)
+                like = (
+                    param.grad if type(param.grad) is Tensor else param
+                )  # a DTensor's may be terms of a sum
+                state["momentum_buffer"] = torch.zeros_like(like, requires_grad=False)
             elif state:
                 continue
             else:
