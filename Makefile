@@ -47,6 +47,7 @@ wheel: $(DEPENDENCIES)  ## Build sdist and wheel in dist/, each in an environmen
 bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/.
 	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
 	$(BIN)/fastclip bench --steps --json benchmarks/results/cpu_steps.json
+	$(BIN)/fastclip bench --distributed --json benchmarks/results/cpu_distributed.json
 	$(BIN)/python benchmarks/update_readme.py
 
 gpu:  ## Prove and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.

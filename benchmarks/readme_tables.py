@@ -49,6 +49,7 @@ MIN_NBYTES = 2**20
 """Of gradients whose time on a device says something of its memory."""
 TRAINED = "gpt2-124m"
 """The iteration of which the README quotes the cost of clipping."""
+DISTRIBUTED_COLUMNS = ("DTensors", "what", "torch", "fastclip", "")
 TUNER_COLUMNS = ("what", "measured")
 
 
@@ -107,6 +108,25 @@ def gpu_all_table(folder: Path) -> str:
 def gpu_backend(run: dict[str, Any]) -> str:
     """Return the backend of fastclip that is quoted: the first that the run has checked."""
     return str(next(iter(run["checks"])))
+
+
+def distributed_table(folder: Path) -> str:
+    """Return clipping and stepping over DTensors beside torch's, from cpu_distributed.json."""
+    results = json.loads((folder / "cpu_distributed.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in results["rows"]:
+        for peer, ratio in row["derived"]["ratios"].items():
+            medians = (row["measurements"][name]["quantiles_ms"]["50"] for name in (peer, "fastclip"))
+            name = row["what"] + peer.removeprefix("torch").replace("_", ", torch's ")
+            rows.append([str(row["num_tensors"]), name, *map(digits, medians), f"{ratio:.1f}x"])
+    env = results["environment"]
+    text = (
+        f"DTensors of 64 x 64 float32 on a mesh of one rank, nothing clipped, milliseconds (median); "
+        f"{env['hardware']['cpu']}, {results['threads']} threads, torch {env['versions']['torch']}, fastclip "
+        f"at commit {env['commit']}, {env['date'][:10]}. The first call over 2000 takes "
+        f"{results['first_call_ms']:.1f} ms."
+    )
+    return _markdown(DISTRIBUTED_COLUMNS, rows, text)
 
 
 def tuner_table(folder: Path) -> str:

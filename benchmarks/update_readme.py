@@ -12,7 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from readme_tables import cpu_table, gpu_all_table, gpu_steps_table, gpu_table, steps_table, tuner_table
+from readme_tables import (
+    cpu_table,
+    distributed_table,
+    gpu_all_table,
+    gpu_steps_table,
+    gpu_table,
+    steps_table,
+    tuner_table,
+)
 
 from fastclip.bench.results import ResultsError, write_whole
 
@@ -23,11 +31,12 @@ TABLES = {
     "steps": steps_table,
     "gpu-steps": gpu_steps_table,
     "tuner": tuner_table,
+    "distributed": distributed_table,
     "gpu-all": gpu_all_table,
 }
 """Name in the markers -> function of the folder of results that returns Markdown."""
 DOCUMENTS = {
-    ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner"),
+    ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner", "distributed"),
     ROOT / "benchmarks" / "README.md": ("gpu-all",),
 }
 """What is rewritten unless --readme and --tables say otherwise."""

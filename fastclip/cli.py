@@ -135,6 +135,7 @@ def info(as_json: bool) -> None:
     help="; ".join(f"{mode}: {meaning}" for mode, meaning in bench.MODES.items()) + ". Default: all.",
 )
 @click.option("--steps", is_flag=True, help="Time clip and optimizer step together, in float32.")
+@click.option("--distributed", is_flag=True, help="Time both over DTensors, on one rank and one thread.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all. Default: torch's.")
 @click.option("--quick", is_flag=True, help="A tenth of the time: enough for a look, too noisy to quote.")
 @click.option(
@@ -150,6 +151,7 @@ def run_bench(
     dtypes: tuple[str, ...],
     modes: tuple[str, ...],
     steps: bool,
+    distributed: bool,
     threads: int | None,
     quick: bool,
     time_budget: float | None,
@@ -167,6 +169,7 @@ def run_bench(
       fastclip bench --models gpt2,tiny --dtype bfloat16
       fastclip bench --threads 8 --json results.json --plot results.png
       fastclip bench --steps --quick
+      fastclip bench --distributed
     """
     from rich.console import Console
 
@@ -175,6 +178,11 @@ def run_bench(
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
 
+    if distributed:
+        if steps or plot_path is not None:
+            raise click.UsageError("--distributed goes with neither --steps nor --plot; leave them out.")
+        _bench_distributed(threads, quick, time_budget, json_path)
+        return
     if steps:
         if plot_path is not None:
             raise click.BadParameter("there is no picture of --steps.", param_hint="--plot")
@@ -200,6 +208,21 @@ def run_bench(
     if plot_path is not None:
         save_plot(results, plot_path)
         click.echo(f"wrote {plot_path}")
+
+
+def _bench_distributed(
+    threads: int | None, quick: bool, time_budget: float | None, json_path: Path | None
+) -> None:
+    from fastclip.bench import distributed_table, table
+    from fastclip.bench.distributed import run_distributed
+    from fastclip.bench.results import write_json
+
+    budget = time_budget or (0.25 if quick else 2.5)
+    results = run_distributed(threads=threads or 1, time_budget_s=budget)
+    table.console().print(distributed_table.render(results))
+    if json_path is not None:
+        write_json(json_path, results.content())
+        click.echo(f"wrote {json_path}")
 
 
 def _bench_steps(

@@ -34,34 +34,38 @@ py::tuple find_shards(const py::list& list, const py::handle& dtensor, const py:
   return py::make_tuple(false, any_marked);
 }
 
-// What a list of parameters or tensors holds on this rank: (values, memory, specs), with None for a gradient
-// that is not there and for the spec of what is no DTensor. A parameter without a gradient shows its own
-// spec. About 150 ns per DTensor.
+// What a list of parameters or tensors holds on this rank: (values, memory, specs, plain, whether all memory
+// is there and arrived). A gradient that is not there is None, and then the parameter's spec counts. `plain`
+// are the items without a spec. About 150 ns per DTensor.
 py::tuple read_shards(const py::list& list, bool of_gradients, const py::handle& dtensor) {
   static PyObject* const local_name = PyUnicode_InternFromString("_local_tensor");
   static PyObject* const spec_name = PyUnicode_InternFromString("_spec");
-  const auto attribute = [](PyObject* tensor, PyObject* name) {
-    PyObject* const value = PyObject_GetAttr(tensor, name);
+  const auto checked = [](PyObject* value) {
     if (value == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(value);
+    return value;
   };
   const auto is_dtensor = [&](PyObject* tensor) {
     return reinterpret_cast<PyObject*>(Py_TYPE(tensor)) == dtensor.ptr();
   };
-  py::list values, memory, specs;
-  for (const py::handle item : list) {
-    py::object value = py::reinterpret_borrow<py::object>(item);
-    if (of_gradients) {
-      PyObject* const grad = gradient_of(item.ptr());
-      if (grad == nullptr) throw py::error_already_set();
-      value = py::reinterpret_steal<py::object>(grad);
-    }
-    const py::handle shown = value.is_none() ? item : py::handle(value);
-    specs.append(is_dtensor(shown.ptr()) ? attribute(shown.ptr(), spec_name) : py::none());
-    memory.append(is_dtensor(value.ptr()) ? attribute(value.ptr(), local_name) : value);
-    values.append(value);
+  const py::ssize_t size = PyList_GET_SIZE(list.ptr());
+  // Filled at once below; a list that an exception leaves is freed with the places that are still empty.
+  py::list values(size), memory(size), specs(size), plain;
+  bool arrived = true;
+  for (py::ssize_t i = 0; i < size; ++i) {
+    PyObject* const item = PyList_GET_ITEM(list.ptr(), i);
+    PyObject* const value = of_gradients ? checked(gradient_of(item)) : Py_NewRef(item);
+    PyList_SET_ITEM(values.ptr(), i, value);
+    PyObject* const shown = value == Py_None ? item : value;
+    const bool spread = is_dtensor(shown);
+    PyList_SET_ITEM(specs.ptr(), i,
+                    spread ? checked(PyObject_GetAttr(shown, spec_name)) : Py_NewRef(Py_None));
+    if (!spread) plain.append(py::handle(item));
+    PyObject* const local =
+        is_dtensor(value) ? checked(PyObject_GetAttr(value, local_name)) : Py_NewRef(value);
+    PyList_SET_ITEM(memory.ptr(), i, local);
+    arrived = arrived && reinterpret_cast<PyObject*>(Py_TYPE(local)) == TensorTypes::get().tensor;
   }
-  return py::make_tuple(values, memory, specs);
+  return py::make_tuple(values, memory, specs, plain, arrived);
 }
 
 }  // namespace
@@ -175,7 +179,8 @@ void bind_read(py::module_& m) {
   m.def("read_tensors", &HeldTensors::collect<HeldTensors>, "list"_a, "of_gradients"_a, "device_type"_a,
         "Tensors, or why the list is not for kernels on that type of device.");
   m.def("find_shards", &find_shards, "list"_a, "dtensor"_a, "mark"_a, "(any DTensor, else any marked).");
-  m.def("read_shards", &read_shards, "list"_a, "of_gradients"_a, "dtensor"_a, "(values, memory, specs).");
+  m.def("read_shards", &read_shards, "list"_a, "of_gradients"_a, "dtensor"_a,
+        "(values, memory, specs, plain, whether all memory is there).");
   py::class_<HeldStep>(m, "Step")
       .def("__len__", &HeldStep::size)
       .def_property_readonly("device", &HeldStep::device)

@@ -86,6 +86,7 @@ class Plan:
         pending: What is to be reduced before.
         mesh: The one mesh of all tensors, if there is.
         dtype: Of the norm that is returned.
+        spec: Of that norm as a DTensor, once one was made.
     """
 
     parts: list[Part] = field(default_factory=list)
@@ -94,6 +95,7 @@ class Plan:
     pending: list[Pending] = field(default_factory=list)
     mesh: DeviceMesh | None = None
     dtype: torch.dtype = torch.float32
+    spec: Any = None
 
 
 @dataclass

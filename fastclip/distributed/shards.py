@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -80,17 +80,17 @@ def shards(
             raise ValueError(f"{function}: norm_type={norm_type} over several ranks; expected p > 0 or inf.")
         return None
     dtensor = _dtensor()
-    values, memory, specs = _read(listed, of_gradients, dtensor)
-    if not asked and all(spec is None for spec in specs):
+    found = _read(listed, of_gradients, dtensor)
+    if not asked and len(found.plain) == len(listed):
         return None
     options = (group, mesh, all_dims)
     try:
-        plan = _planned(function, listed, specs, flattened, options)
+        plan = _planned(function, listed, found, flattened, options)
     except UnknownLayoutError:
         if group is not None or mesh is not None:
             raise
         return None
-    return Shards(listed, values, memory, plan, dtensor)
+    return Shards(listed, found, plan, dtensor)
 
 
 def _dtensor() -> type[Tensor] | None:
@@ -99,21 +99,34 @@ def _dtensor() -> type[Tensor] | None:
     return None if module is None else getattr(module, "DTensor", None)
 
 
-def _read(
-    listed: list[Tensor], of_gradients: bool, dtensor: type[Tensor] | None
-) -> tuple[list[Tensor | None], list[Any], list[Any]]:
-    """Return what is meant of each, None without a gradient; its memory on this rank; its spec or None."""
+class Found(NamedTuple):
+    """What a list has on this rank.
+
+    Attributes:
+        values: What is meant of each; None where there is no gradient.
+        memory: Of each value on this rank; it may be on its way still.
+        specs: The DTensorSpec of each value, or of the parameter without one; None of what is no DTensor.
+        plain: The items without one.
+        arrived: Whether all memory is there.
+    """
+
+    values: list[Any]
+    memory: list[Any]
+    specs: list[Any]
+    plain: list[Tensor]
+    arrived: bool
+
+
+def _read(listed: list[Tensor], of_gradients: bool, dtensor: type[Tensor] | None) -> Found:
     if _reads_natively():
-        found: tuple[list[Tensor | None], list[Any], list[Any]] = cpu._C.read_shards(
-            listed, of_gradients, dtensor
-        )
-        return found
+        return Found(*cpu._C.read_shards(listed, of_gradients, dtensor))
     kind: Any = dtensor
     values: list[Any] = [x.grad for x in listed] if of_gradients else list(listed)
     shown: list[Any] = [item if value is None else value for item, value in zip(listed, values, strict=True)]
     specs = [x._spec if type(x) is kind else None for x in shown]
     memory = [x._local_tensor if type(x) is kind else x for x in values]
-    return values, memory, specs
+    plain = [item for item, spec in zip(listed, specs, strict=True) if spec is None]
+    return Found(values, memory, specs, plain, all(type(local) is Tensor for local in memory))
 
 
 def _find(listed: list[Tensor]) -> tuple[bool, bool]:
@@ -138,13 +151,14 @@ def _reads_natively() -> bool:
 
 
 def _planned(
-    function: str, listed: list[Tensor], specs: list[Any], flattened: list[bool], options: tuple[Any, ...]
+    function: str, listed: list[Tensor], found: Found, flattened: list[bool], options: tuple[Any, ...]
 ) -> Plan:
     """Return the plan for these layouts, at once if it is a recent one's."""
     # Marks belong to parameters and not to layouts.
     identities = [id(x) for x in listed] if marks.any_marked() else []
+    specs = found.specs
     # A spec says of which dtype its tensors are.
-    plain = [item.dtype for item, spec in zip(listed, specs, strict=True) if spec is None]
+    plain = [item.dtype for item in found.plain]
     key = (specs, identities, flattened, plain, *options)
     for position, (known, plan) in enumerate(_plans):
         if len(known[0]) == len(specs) and _same(known, key):
@@ -174,24 +188,23 @@ class Shards:
     def __init__(
         self,
         listed: list[Tensor],
-        values: list[Tensor | None],
-        memory: list[Any],
+        found: Found,
         plan: Plan,
         dtensor: type[Tensor] | None,
     ) -> None:
-        """Take the list, what of it is meant, the memory of that on this rank, and the plan.
+        """Take the list, what it has on this rank, and the plan.
 
         Attributes:
             plan: Who reduces what with whom.
             dtensor: The class, if anybody has loaded it.
             locals: The memory on this rank of each, None without a gradient.
         """
-        self._listed, self._values, self.plan, self.dtensor = listed, values, plan, dtensor
-        # Gradients may be on their way still: then it is a class of torch's own that is waited for.
-        self.locals: list[Tensor | None] = [
-            local if local is None or type(local) is Tensor or not hasattr(local, "wait") else local.wait()
-            for local in memory
-        ]
+        self._listed, self._values, self.plan, self.dtensor = listed, found.values, plan, dtensor
+        self.locals: list[Tensor | None] = found.memory
+        self._complete = found.arrived
+        if not found.arrived:
+            # What is on its way is of a class of torch's own, which can be waited for.
+            self.locals = [x.wait() if hasattr(x, "wait") else x for x in found.memory]
         self._payloads: list[tuple[Reduction, Tensor]] = []
         self._whole: dict[int, Tensor] | None = None
 
@@ -226,9 +239,15 @@ class Shards:
         plain = norm.to(self._device(), self.plan.dtype)
         if self.plan.mesh is None or self.dtensor is None:
             return plain
+        if self.plan.spec is not None:
+            make: Any = self.dtensor
+            again: Tensor = make(plain, self.plan.spec, requires_grad=False)
+            return again
         placements = [_replicate()] * self.plan.mesh.ndim
-        wrapped: Tensor = self.dtensor.from_local(plain, self.plan.mesh, placements, run_check=False)  # type: ignore[attr-defined]
-        return wrapped
+        wrapped: Any = self.dtensor.from_local(plain, self.plan.mesh, placements, run_check=False)  # type: ignore[attr-defined]
+        self.plan.spec = wrapped._spec
+        result: Tensor = wrapped
+        return result
 
     def scale(self, max_norm: float, norm: Tensor, foreach: bool | None = None) -> None:
         """Multiply what this rank holds by min(1, max_norm / (norm + 1e-6))."""
@@ -302,9 +321,25 @@ class Shards:
                 entries = set().union(*gathered)
         return sorted(entries)
 
-    def instead_of_partial(self) -> dict[Tensor, Tensor]:
-        """Return the whole values of gradients that are terms of a sum, by what holds them."""
-        return {self._listed[position]: value for position, value in self._reduced().items()}
+    def for_update(self) -> dict[Tensor, Tensor]:
+        """Return, by parameter, what to update it with where that is not the memory of its gradient.
+
+        That is the whole value of terms of a sum, and of a gradient that every rank has the shard that the
+        parameter has; no rank needs another for it.
+        """
+        instead = {self._listed[position]: value for position, value in self._reduced().items()}
+        pairs: list[tuple[Any, Any]] = list(zip(self._listed, self._values, strict=True))
+        for item, value in pairs:
+            kind: Any = type(value)
+            if kind is not self.dtensor or item in instead:
+                continue
+            held, wanted = value._spec, item._spec
+            if held is wanted or held.placements == wanted.placements or held.mesh != wanted.mesh:
+                continue
+            placements = zip(held.placements, wanted.placements, strict=True)
+            if all(had.is_replicate() or had == want for had, want in placements):
+                instead[item] = value.redistribute(placements=wanted.placements).to_local()
+        return instead
 
     def _reduced(self) -> dict[int, Tensor]:
         """Return, by position, whole values in the place of partial sums; the gradients stay as they are."""
@@ -353,7 +388,9 @@ class Shards:
 
     def _there(self, part: Part, reduced: dict[int, Tensor]) -> list[Tensor]:
         """Return the memory on this rank of one part."""
-        local: Sequence[Tensor | None] = self.locals
+        local: Sequence[Any] = self.locals
+        if not reduced and self._complete and len(part.positions) == len(local):
+            return list(local)
         if reduced or len(part.positions) < len(local):
             local = [reduced.get(i, self.locals[i]) for i in part.positions]
         return [x for x in local if x is not None]

@@ -29,14 +29,15 @@ def step(
     """Clip and update in one parallel region; with `spread` by its norm, so that nothing is measured."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
-    if spread is not None:
-        if spread.shards.plan.pending and settings.write_grads:
-            return Declined("write_grads, and gradients are terms of a sum")
-        if bool(spread.outcome.skipped):
-            tally.add(spread.outcome)
-            return spread.outcome
+    if spread is not None and bool(spread.outcome.skipped):
+        tally.add(spread.outcome)
+        return spread.outcome
     groups = groups_on_host(optimizer)
-    instead = {} if spread is None else spread.shards.instead_of_partial()
+    instead = {} if spread is None else spread.shards.for_update()
+    if instead and settings.write_grads:
+        return Declined(
+            "clipped gradients are to be written, and some are not laid out like their parameters"
+        )
     result = _call(optimizer, groups, settings, amp, set(), spread, instead)
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)
