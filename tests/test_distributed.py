@@ -25,6 +25,7 @@ from distributed_cases import (
 from ranks import ranks
 
 import fastclip
+from fastclip.distributed import shards
 from fastclip.distributed.payload import Encoding
 
 LAYOUTS = [(2, name) for name in ON_TWO] + [(4, name) for name in ON_FOUR] + [(3, "shard"), (3, "mixed")]
@@ -197,6 +198,16 @@ def test_calls_that_make_no_sense_are_refused() -> None:
     assert kind.startswith("TypeError: clip_grad_norm_: group is a int")
     assert mesh.startswith("TypeError: clip_grad_norm_: mesh is a ProcessGroup")
     assert order.startswith("ValueError: clip_grad_norm_: norm_type=-1.0 over several ranks")
+
+
+def test_marks_of_other_parameters_do_not_matter() -> None:
+    marked, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    fastclip.distributed.count_zero(marked)
+    assert shards("clip_grad_norm_", [other], of_gradients=True) is None
+    assert shards("clip_grad_norm_", [other, marked], of_gradients=True) is not None
+    marked.grad, other.grad = torch.full((2,), 3.0), torch.tensor([0.0, 4.0])
+    assert float(fastclip.clip_grad_norm_([marked, other], 1.0)) == 4.0
+    assert marked.grad.tolist() == pytest.approx([0.75, 0.75], rel=1e-6)
 
 
 def test_patch_torch_refuses_another_group_meanwhile() -> None:

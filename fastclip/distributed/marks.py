@@ -40,9 +40,11 @@ def count_zero(parameters: Tensor | Iterable[Tensor]) -> None:
         _counted_zero[parameter] = True
 
 
-def any_marked() -> bool:
-    """Whether any parameter that is alive has a mark."""
-    return bool(_sharded_over) or bool(_counted_zero)
+def any_marked(parameters: Iterable[Tensor]) -> bool:
+    """Whether one of these parameters has a mark; at once where none that is alive has."""
+    if not (_sharded_over or _counted_zero):
+        return False
+    return any(parameter in _sharded_over or parameter in _counted_zero for parameter in parameters)
 
 
 def marked_group(parameter: Tensor) -> Ranks | None:

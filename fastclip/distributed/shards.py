@@ -63,7 +63,7 @@ def shards(
                 f"and mesh; expected an eager call. Leave the clip out of the compiled function."
             )
         return None
-    asked = not whole_norm and (group is not None or mesh is not None or marks.any_marked())
+    asked = not whole_norm and (group is not None or mesh is not None or marks.any_marked(listed))
     has_dtensor, has_flattened = _find(listed)
     flattened = _flattened(listed) if has_flattened else []
     if not whole_norm and group is None and mesh is None and any(flattened) and dist.get_world_size() > 1:
@@ -155,7 +155,7 @@ def _planned(
 ) -> Plan:
     """Return the plan for these layouts, at once if it is a recent one's."""
     # Marks belong to parameters and not to layouts.
-    identities = [id(x) for x in listed] if marks.any_marked() else []
+    identities = [id(x) for x in listed] if marks.any_marked(listed) else []
     specs = found.specs
     # A spec says of which dtype its tensors are.
     plain = [item.dtype for item in found.plain]
