@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from fastclip.tuner.report import StudyView
 from fastclip.tuner.study.opening import SETTINGS_ATTR
 from fastclip.tuner.study.output import OutputDir
-from fastclip.tuner.study.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, decisive, fold_attr
-from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.study.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, fold_attr, verdict_of
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, WITH_SCORE, Verdict
 from fastclip.tuner.training.folds import FoldResult
 
 N_FOLDS = 3
@@ -84,12 +84,11 @@ class MadeUpStudy:
             attributes[fold_attr(i)] = {k: v for k, v in result.to_dict().items() if k != "history"}
             if self.output is not None:
                 self.output.write_history(result)
-        ending = decisive(folds)
-        status = Verdict.OK if ending is None else ending.status
+        status = verdict_of(folds)
         scores = [result.score for result in folds if result.score is not None]
         worst = -float("inf") if self.settings["direction"] == "maximize" else float("inf")
         value = worst if status in TOLD_AS_WORST else sum(scores) / len(scores) if scores else None
-        state = TrialState.COMPLETE if status is Verdict.OK or status in TOLD_AS_WORST else TrialState.FAIL
+        state = TrialState.COMPLETE if status in WITH_SCORE or status in TOLD_AS_WORST else TrialState.FAIL
         if is_told:
             attributes |= {STATUS_ATTR: str(status), STEPS_ATTR: sum(result.steps for result in folds)}
         chosen = {k: v for k, v in params.items() if k in known and v is not None}

@@ -103,7 +103,9 @@ class TestPage:
         records = StudyView.open(run).records
         badges = [attrs["class"] for tag, attrs in page.tags if "badge" in (attrs.get("class") or "")]
         assert badges == [f"badge {record.status}" for record in records]
-        assert {"badge ok", "badge exploded"} == set(badges)
+        assert {"badge ok", "badge exploded"} <= set(badges) <= {
+            "badge ok", "badge exploded", "badge collapsed",
+        }  # fmt: skip
         assert page.text.count("the loss is nan") >= badges.count("badge exploded")
 
     def test_directory_alone_is_enough(self, run, tmp_path):
@@ -178,11 +180,12 @@ class TestStudies:
     def test_every_verdict_can_be_shown(self, tmp_path):
         study = MadeUpStudy().add(scored(0.8, 0.9, 0.9), lr=0.1, max_norm=1.0)
         for status in set(Verdict) - {Verdict.OK, Verdict.NOT_RUN, Verdict.DEGENERATE}:
-            study.add([fold(status=status, message="what went wrong")], lr=0.5, max_norm=None)
+            score = 0.3 if status is Verdict.COLLAPSED else None
+            study.add([fold(score, status, message="what went wrong")], lr=0.5, max_norm=None)
         study.add([fold(status=Verdict.DEGENERATE, norms={}), *scored(0.7, 0.8)], lr=0.1, max_norm=1.0)
         page = Page(write_report(study.view, tmp_path / "report.html"))
         assert page.text.count("what went wrong") >= 4
-        assert len(drawing(study.view, "search_history")[0].get_legend().get_texts()) == 2 + 5
+        assert len(drawing(study.view, "search_history")[0].get_legend().get_texts()) == 2 + 7
 
     def test_study_in_another_storage(self, tmp_path):
         url = f"sqlite:///{tmp_path}/elsewhere.db"

@@ -103,7 +103,7 @@ def test_refit_that_explodes_falls_back_to_the_next_best():
 
 
 def test_explosion_rule_reaches_the_folds():
-    space = {"lr": Choice([1.0, 0.01]), "momentum": 0.9}
-    rule = ExplosionRule(loss_factor=1.0001, norm_factor=None)
+    space = {"lr": Choice([20.0, 0.01]), "batch_size": 60}
+    rule = ExplosionRule(loss_factor=1.5, loss_steps=1, norm_factor=None)
     search = tuner(space=space, sampler="grid", n_trials=None, explosion=rule, max_epochs=10)
     assert search.fit(cases.blobs()).explosions_[0]["reason"].startswith("the loss")

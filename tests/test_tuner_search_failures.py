@@ -71,5 +71,7 @@ def test_model_must_be_a_function_that_returns_a_module():
 
 
 def test_timeout_starts_no_new_trial():
-    search = tuner(cases.slow, n_trials=None, timeout=0.2, refit=False).fit(cases.blobs())
-    assert len(search.records_) == 1
+    search = tuner(cases.slow, n_trials=None, timeout=0.2, refit=False)
+    with pytest.raises(AllTrialsFailedError, match="1 out of time"):
+        search.fit(cases.blobs())
+    assert len(search.study_.trials) == 1

@@ -22,22 +22,43 @@ class TestWatch:
         assert ExplosionWatch(ExplosionRule()).look(math.nan, 1.0) == "the loss is nan"
         assert ExplosionWatch(ExplosionRule()).look(1.0, math.inf) == "the gradient norm is inf"
 
-    def test_loss_is_compared_with_the_first(self):
-        watch = ExplosionWatch(ExplosionRule(loss_factor=3.0))
-        assert watch.look(2.0, 1.0) is None
-        assert watch.look(6.0, 1.0) is None
-        assert watch.look(6.1, 1.0) == "the loss 6.1 is above 3 x the initial 2"
+    def test_loss_must_be_above_its_reference_in_half_of_the_steps(self):
+        watch = ExplosionWatch(ExplosionRule(loss_factor=3.0, loss_steps=6), reference=2.0)
+        assert [watch.look(loss, 1.0) for loss in [2.0, 2.0, 6.1, 2.0, 6.1, *[2.0] * 6]] == [None] * 11
+        assert [watch.look(6.1, 1.0) for _ in range(2)] == [None] * 2
+        assert watch.look(6.1, 1.0) == "the loss 6.1 is above 6 for the 3. time in 6 steps; it began at 2"
+
+    def test_loss_that_was_below_zero_means_nothing(self):
+        watch = ExplosionWatch(ExplosionRule(), reference=0.1)
+        assert [watch.look(loss, 1.0) for loss in [-0.1, *[50.0] * 20]] == [None] * 21
+        assert watch.look_at_epoch(50.0, 50.0) is None
+
+    def test_small_batches_widen_the_bound(self):
+        noisy = [0.01, 1.0, 9.0] * 7
+        watch = ExplosionWatch(ExplosionRule(), reference=1.0)
+        assert [watch.look(loss, 1.0) for loss in [*noisy, *[9.0] * 10]] == [None] * 31
+        assert [watch.look(30.0, 1.0) for _ in range(10)].count(None) < 10
+
+    def test_epoch_is_judged_by_both_losses(self):
+        watch = ExplosionWatch(ExplosionRule(), reference=1.0)
+        assert watch.look_at_epoch(0.1, 50.0) is None  # overfitting
+        assert watch.look_at_epoch(50.0, 0.1) is None  # a spike that is over
+        assert "are above 4 x the 1 that it began at" in watch.look_at_epoch(5.0, 6.0)
+
+    def test_norm_of_mostly_zero_gradients_is_no_measure(self):
+        watch = ExplosionWatch(ExplosionRule())
+        assert [watch.look(1.0, norm) for norm in [*[0.0] * 30, *[1.0] * 10]] == [None] * 40
 
     def test_norm_must_stay_high_for_the_given_steps(self):
         watch = ExplosionWatch(ExplosionRule(norm_factor=10.0, norm_steps=3))
-        looks = [watch.look(1.0, norm) for norm in [1, 1, 20, 20, 1, 20, 20]]
-        assert looks == [None] * 7
+        looks = [watch.look(1.0, norm) for norm in [*[1] * 21, 20, 20, 1, 20, 20]]
+        assert looks == [None] * 26
         assert "above 10 x its running median 1 for 3 steps" in watch.look(1.0, 20.0)
 
     def test_median_runs_over_the_window_and_skips_spikes(self):
         rule = ExplosionRule(norm_factor=2.0, norm_steps=100, window=3)
         watch = ExplosionWatch(rule)
-        for norm in [1.0, 1.0, 1.0, 1.5, 1.5, 50.0]:
+        for norm in [*[1.0] * 21, 1.5, 1.5, 50.0]:
             watch.look(1.0, norm)
         assert sorted(watch._recent) == [1.0, 1.5, 1.5]
 

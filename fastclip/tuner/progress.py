@@ -22,13 +22,14 @@ Counts: TypeAlias = "Counter[str]"
 def summary(study: optuna.Study) -> str:
     """Return the best score and the counts of exploded, pruned and failed trials, in one line."""
     counts: Counts = Counter(trial.user_attrs[STATUS_ATTR] for trial in finished_trials(study))
-    failed = sum(counts[status] for status in ("error", "killed", "oom"))
+    failed = sum(counts[status] for status in ("error", "killed", "oom", "out of time"))
     parts = [
         f"{counts['exploded']} exploded",
+        *([f"{counts['collapsed']} collapsed"] if counts["collapsed"] else []),
         f"{counts['pruned']} pruned",
         *([f"{failed} failed"] if failed else []),
     ]
-    best = f"best {study.best_value:.4g}" if counts["ok"] else "no score yet"
+    best = f"best {study.best_value:.4g}" if counts["ok"] or counts["collapsed"] else "no score yet"
     return ", ".join([best, *parts])
 
 
@@ -53,7 +54,7 @@ def progress(console: Console, n_trials: int | None) -> Iterator[TrialCallback]:
 
 def _line(trial: FrozenTrial) -> str:
     status = trial.user_attrs[STATUS_ATTR]
-    score = f" {trial.value:.4g}" if status == "ok" and trial.value is not None else ""
+    score = f" {trial.value:.4g}" if status in ("ok", "collapsed") and trial.value is not None else ""
     chosen = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
     return f"trial {trial.number}: {status}{score}  {chosen}"
 

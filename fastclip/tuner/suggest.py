@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from fastclip.tuner.study.spaces import Float
 from fastclip.tuner.training.data import TuningData, as_data
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import ModelInit, build_model, torch_threads
+from fastclip.tuner.training.guessing import untrained_loss
 from fastclip.tuner.training.metrics import LossFunction, default_loss
 from fastclip.tuner.training.optimisers import DEFAULT_LR
 from fastclip.tuner.training.seeding import derive_seed, seeded
@@ -136,7 +138,9 @@ class _WarmUp:
         order = np.random.default_rng(self.seed)
         with seeded(self.seed, self.device):
             model = build_model(self.model_init, self.data, params, rows, self.device)
-            stepper = Stepper(model.train(), params, self.loss, self.rule, self.steps)
+            reference = untrained_loss(model, self.data, rows, self.loss, self.device)[0]
+            known = None if math.isnan(reference) else reference
+            stepper = Stepper(model.train(), params, self.loss, self.rule, self.steps, known)
             taken = 0
             while taken < self.steps:
                 for batch in mini_batches(order.permutation(rows), batch_size):

@@ -52,7 +52,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         scoring: What is measured; see `check_scoring`.
         refit: Train `best_estimator_` on all data; with several measures the name of the one to follow.
         n_trials: Finished trials, those of a resumed run included. None runs a grid whole.
-        timeout: Seconds after which no new trial starts.
+        timeout: Seconds after which no trial starts and those under way end, as `out of time`.
         max_epochs: Epochs per fold.
         patience: Stop after this many epochs without a better score, and go back to the best epoch. The
             refit, which holds nothing out, watches the score on the training data.

@@ -37,6 +37,7 @@ def next_steps(view: StudyView) -> list[str]:
         return [*steps, *_failures(view), *(advice.after_explosions(exploded) if exploded else [])]
     steps += [
         *_explosions(view),
+        *_collapses(view, view.best),
         *_failures(view),
         *_edges(view, view.best),
         *_clipping(view.best),
@@ -96,9 +97,36 @@ def _explosions(view: StudyView) -> Iterator[str]:
     yield sentence
 
 
+def _collapses(view: StudyView, best: TrialRecord) -> Iterator[str]:
+    collapsed = [record for record in view.records if record.status is Verdict.COLLAPSED]
+    learned = _rates([record for record in view.ranked if record.status is Verdict.OK])
+    if best.status is Verdict.COLLAPSED:
+        yield (
+            "The best trial ends at guessing on one fold at least: its score is that of a model that sees "
+            "no input. Search lower and higher rates, another init and more epochs, and check that the "
+            "targets belong to their inputs."
+        )
+    elif collapsed:
+        sentence = f"{len(collapsed)} of {len(view.records)} trials collapsed: they end at guessing."
+        rates = _rates(collapsed)
+        if learned and rates and max(rates) > max(learned):
+            sentence += (
+                f" Rates up to {max(rates):.3g} did, and none above {max(learned):.3g} learned: a step "
+                "that is too long leaves a network dead. Lower the upper end of the rate, or max_norm."
+            )
+        elif learned and rates and min(rates) < min(learned):
+            sentence += (
+                f" Rates down to {min(rates):.3g} did, and none below {min(learned):.3g} learned: raise the "
+                "lower end of the rate, or max_epochs."
+            )
+        yield sentence
+
+
 def _failures(view: StudyView) -> Iterator[str]:
     if count := view.counts[Verdict.OOM]:
         yield f"{count} trial(s) ran out of memory: lower batch_size or the size of the model in the space."
+    if count := view.counts[Verdict.OUT_OF_TIME]:
+        yield f"{count} trial(s) were under way when the time budget ended: raise timeout to finish them."
     if count := view.counts[Verdict.KILLED]:
         yield (
             f"{count} trial(s) lost their worker twice: look at the memory of the machine, or raise "

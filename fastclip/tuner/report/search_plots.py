@@ -18,7 +18,7 @@ from fastclip.tuner.report.study_view import StudyView, number
 from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
 from fastclip.tuner.study.records import TrialRecord, finished_trials
 from fastclip.tuner.study.trial_run import STATUS_ATTR
-from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.explosion import WITH_SCORE, Verdict
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 TREE_DEPTH = 8  # deeper trees fit the noise, and take seconds for a thousand trials
@@ -37,11 +37,22 @@ def search_history(view: StudyView) -> Figure:
         numbers, scores = [r.number for r in scored], np.array([r.score for r in scored], dtype=float)
         best_so_far = view.sign * np.maximum.accumulate(view.sign * scores)
         axes.step(numbers, best_so_far, where="post", color=style.BEST_COLOUR, lw=2, label="best so far")
-        axes.scatter(numbers, scores, s=30, color=style.OUTCOME_COLOURS[Verdict.OK], label="ok", zorder=3)
+        for status in dict.fromkeys(record.status for record in scored):
+            axes.scatter(
+                [record.number for record in scored if record.status is status],
+                [record.score or 0.0 for record in scored if record.status is status],
+                s=30,
+                marker=style.OUTCOME_MARKERS[status],
+                color=style.OUTCOME_COLOURS[status],
+                edgecolors=style.INK if status is Verdict.COLLAPSED else None,
+                linewidths=0.5,
+                label=str(status),
+                zorder=3,
+            )
         axes.margins(y=0.15)
     else:
         axes.set_yticks([])
-    for status in (status for status in view.counts if status is not Verdict.OK):
+    for status in (status for status in view.counts if status not in WITH_SCORE):
         axes.scatter(
             [record.number for record in view.records if record.status is status],
             [RAIL if view.sign > 0 else 1 - RAIL] * view.counts[status],

@@ -28,8 +28,10 @@ def failure(records: Sequence[TrialRecord]) -> AllTrialsFailedError:
     hints = after_explosions(exploded) if exploded else []
     if counts[str(Verdict.OOM)]:
         hints.append("Memory ran out: lower batch_size or the size of the model.")
+    if counts[str(Verdict.OUT_OF_TIME)]:
+        hints.append("The time budget ended before a trial did: raise timeout, or lower max_epochs.")
     messages = [f.message.strip().splitlines()[-1] for r in records for f in r.folds if f.message.strip()]
-    if messages and not exploded:
+    if messages and not hints:
         hints.append(f"The first message was: {messages[0]}")
     return AllTrialsFailedError(
         f"TunerCV: no trial ended with a score ({seen}); expected at least one. {' '.join(hints)}".strip()

@@ -12,7 +12,7 @@ import optuna
 from scipy.stats import rankdata
 
 from fastclip.tuner.study.trial_run import PARAMS_ATTR, STATUS_ATTR, STEPS_ATTR, fold_attr
-from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, WITH_SCORE, Verdict
 from fastclip.tuner.training.folds import FoldResult
 
 
@@ -41,7 +41,7 @@ class TrialRecord:
     @property
     def has_score(self) -> bool:
         """Whether the trial may be the best one."""
-        return self.status is Verdict.OK
+        return self.status in WITH_SCORE
 
 
 def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -123,7 +123,7 @@ def _record(trial: optuna.trial.FrozenTrial, n_folds: int) -> TrialRecord:
         status,
         attributes[PARAMS_ATTR],
         trial.params,
-        trial.value if status is Verdict.OK or status in TOLD_AS_WORST else None,
+        trial.value if status in WITH_SCORE or status in TOLD_AS_WORST else None,
         attributes[STEPS_ATTR],
         folds,
     )
@@ -133,7 +133,7 @@ def fold_score(fold: FoldResult, metric: str, worst: float) -> float:
     """Return a metric of a fold: the worst value for an explosion, NaN for a fold without a score."""
     if fold.status in TOLD_AS_WORST:
         return worst
-    return fold.metrics.get(metric, np.nan) if fold.status is Verdict.OK else np.nan
+    return fold.metrics.get(metric, np.nan) if fold.status in WITH_SCORE else np.nan
 
 
 def _mean(record: TrialRecord, scores: npt.NDArray[np.float64], worst: float) -> float:
@@ -147,7 +147,7 @@ def _std(record: TrialRecord, scores: npt.NDArray[np.float64]) -> float:
 
 
 def _scored(record: TrialRecord, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return scores[[fold.status is Verdict.OK for fold in record.folds]]
+    return scores[[fold.status in WITH_SCORE for fold in record.folds]]
 
 
 def _masked(values: list[Any]) -> np.ma.MaskedArray[Any, Any]:

@@ -40,7 +40,7 @@ class Search:
         sampler: Name of a sampler; None leaves the study's own in place.
         context: What all folds share.
         n_trials: Finished trials at which the study is done, earlier runs included; None is no limit.
-        timeout: Seconds after which no new trial starts; None is no limit.
+        timeout: Seconds after which no trial starts and those under way end; None is no limit.
         has_pruner: Prune by the study's pruner: the folds of a trial then run one after the other.
         is_shared: Other processes work on the study too: abandoned trials are taken over by heartbeat, and
             the search ends when the study as a whole is done.
@@ -71,7 +71,7 @@ class Search:
             KeyboardInterrupt: the user stopped it; finished folds are stored and a resumed search goes on
                 after them.
         """
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        deadline = None if self.timeout is None else time.time() + self.timeout
         heartbeat = Heartbeat(self.study._storage) if self.is_shared else None
         self._has_trained = bool(finished_trials(self.study))
         try:
@@ -110,14 +110,15 @@ class Search:
     def _fill(self, executor: Executor, heartbeat: Heartbeat | None, deadline: float | None) -> None:
         """Hand out folds while slots are free, those of trials under way first."""
         while sum(len(run.in_flight) for run in self._runs.values()) < executor.slots:
-            task = next(filter(None, map(self._next_task, self._runs.values())), None)
+            tasks = (self._next_task(run, deadline) for run in self._runs.values())
+            task = next(filter(None, tasks), None)
             if task is not None:
                 executor.submit(task)
             elif _is_past(deadline) or not self._ask(heartbeat):
                 return
 
-    def _next_task(self, run: TrialRun) -> FoldTask | None:
-        return None if self.has_pruner and run.in_flight else run.next_task()
+    def _next_task(self, run: TrialRun, deadline: float | None) -> FoldTask | None:
+        return None if self.has_pruner and run.in_flight else run.next_task(deadline)
 
     def _ask(self, heartbeat: Heartbeat | None) -> bool:
         """Start a trial, unless the study has enough."""
@@ -200,4 +201,4 @@ class Search:
 
 
 def _is_past(deadline: float | None) -> bool:
-    return deadline is not None and time.monotonic() >= deadline
+    return deadline is not None and time.time() >= deadline

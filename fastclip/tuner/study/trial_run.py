@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from fastclip.tuner.training.explosion import TOLD_AS_WORST, Verdict
+from fastclip.tuner.training.explosion import TOLD_AS_WORST, WITH_SCORE, Verdict
 from fastclip.tuner.training.folds import FoldResult, FoldTask
 from fastclip.tuner.training.metrics import Scoring
 from fastclip.tuner.training.stepping import EpochRecord
@@ -56,8 +56,8 @@ class TrialRun:
         self.in_flight: set[int] = set()
         self.is_lost = False
 
-    def next_task(self) -> FoldTask | None:
-        """Return the next fold to train, or None when there is none, and count it as in flight."""
+    def next_task(self, deadline: float | None = None) -> FoldTask | None:
+        """Return the next fold to train until the deadline, and count it as in flight; None without one."""
         if self.is_lost or decisive(self.results.values()) is not None:
             return None
         fold = next(
@@ -66,7 +66,7 @@ class TrialRun:
         if fold is None:
             return None
         self.in_flight.add(fold)
-        return FoldTask(self.trial.number, fold, self.params)
+        return FoldTask(self.trial.number, fold, self.params, deadline=deadline)
 
     def take(self, result: FoldResult) -> None:
         """Take in the result of a fold."""
@@ -93,15 +93,15 @@ class TrialRun:
         """Tell the study: an explosion as the worst value with a constraint, never NaN.
 
         Exploded and out-of-memory trials are COMPLETE, with a constraint above 0 that falls with the share of
-        the planned steps that was survived; every other COMPLETE trial has -1. A trial with an error or a
-        killed fold is FAIL.
+        the planned steps that was survived; every other COMPLETE trial has -1. A trial with an error, a
+        killed fold or no time left is FAIL, which samplers leave out.
         """
         folds = sorted(self.results.values(), key=lambda result: result.fold)
         status = verdict_of(folds)
         trial = self.trial
         trial.set_user_attr(STEPS_ATTR, sum(result.steps for result in folds))
         trial.set_user_attr(STATUS_ATTR, str(status))
-        if status is Verdict.OK:
+        if status in WITH_SCORE:
             trial.set_constraint(CONSTRAINT, FEASIBLE)
             trial.study.tell(trial, mean_score(folds))
         elif status in TOLD_AS_WORST:
@@ -126,22 +126,25 @@ class TrialRun:
 
 def decisive(results: Any) -> FoldResult | None:
     """Return the first fold, in the order of the folds, whose verdict ends the trial."""
-    ended = [r for r in results if r.status not in (Verdict.OK, Verdict.DEGENERATE)]
+    ended = [r for r in results if r.status not in (*WITH_SCORE, Verdict.DEGENERATE)]
     return min(ended, key=lambda result: result.fold, default=None)
 
 
 def verdict_of(folds: Sequence[FoldResult]) -> Verdict:
-    """Return how a trial with these folds ended."""
+    """Return how a trial with these folds ended: collapsed where one of them is and nothing worse came."""
     first = decisive(folds)
-    return Verdict.OK if first is None else first.status
+    if first is not None:
+        return first.status
+    has_collapsed = any(result.status is Verdict.COLLAPSED for result in folds)
+    return Verdict.COLLAPSED if has_collapsed else Verdict.OK
 
 
 def mean_score(folds: Sequence[FoldResult]) -> float:
-    """Return the plain mean over the folds of a trial that ended ok.
+    """Return the plain mean over the folds of a trial whose folds have scores.
 
     Degenerate folds are left out. They are the same for every trial, being a matter of the splits alone.
     """
-    return float(np.mean([result.score for result in folds if result.status is Verdict.OK]))
+    return float(np.mean([result.score for result in folds if result.status in WITH_SCORE]))
 
 
 def _violation(folds: Sequence[FoldResult], n_folds: int) -> float:

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.guessing import collapse
 from fastclip.tuner.training.initialisation import initialise
 from fastclip.tuner.training.loop import Objective, train
 from fastclip.tuner.training.regularisation import set_dropout
@@ -39,12 +41,13 @@ class FoldContext:
 
 @dataclass(frozen=True)
 class FoldTask:
-    """One fold of one trial, to be trained."""
+    """One fold of one trial, to be trained until the deadline at most (seconds since the epoch)."""
 
     trial: int
     fold: int
     params: dict[str, Any]
     attempt: int = 0
+    deadline: float | None = None
 
 
 @dataclass
@@ -55,7 +58,7 @@ class FoldResult:
         trial: Number of the trial.
         fold: Index of the split.
         status: The verdict.
-        score: Score of the primary measure; None unless the verdict is ok.
+        score: Score of the primary measure; None unless the verdict is ok or collapsed.
         metrics: Held-out metrics of the epoch that counts: the last one, or the best with patience.
         history: One record per epoch, see `TrainingRun`.
         epochs: Epochs trained up to the one that counts.
@@ -139,11 +142,13 @@ def run_fold(
                 device=device,
                 on_epoch=on_epoch,
                 on_step=on_step,
+                deadline=task.deadline,
             )
     except Exception as error:  # the user's model may raise anything; the study goes on
         status = Verdict.OOM if _is_out_of_memory(error) else Verdict.ERROR
         return FoldResult(task.trial, task.fold, status, message=traceback.format_exc())
-    return _judge(task, run, context.objective)
+    labels = context.data.labels[split[1]].reshape(len(split[1]), -1)
+    return _judge(task, run, context.objective, labels)
 
 
 def build_model(
@@ -184,7 +189,7 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _judge(task: FoldTask, run: TrainingRun, objective: Objective) -> FoldResult:
+def _judge(task: FoldTask, run: TrainingRun, objective: Objective, labels: npt.NDArray[Any]) -> FoldResult:
     result = FoldResult(
         task.trial,
         task.fold,
@@ -201,6 +206,10 @@ def _judge(task: FoldTask, run: TrainingRun, objective: Objective) -> FoldResult
     if run.explosion is not None:
         result.status, result.message = Verdict.EXPLODED, run.explosion["reason"]
         return result
+    if run.is_out_of_time:
+        result.status = Verdict.OUT_OF_TIME
+        result.message = f"the time budget ended after {run.steps} of {run.planned_steps} steps"
+        return result
     primary = objective.scoring.primary
     record = run.history[-1]
     if objective.stop.patience is not None:
@@ -216,6 +225,9 @@ def _judge(task: FoldTask, run: TrainingRun, objective: Objective) -> FoldResult
         result.message = f"{primary} is {record[primary]}; expected a finite score from finite outputs"
     else:
         result.score = record[primary]
+        reason = collapse(record, run.guess_loss, labels)
+        if reason is not None:
+            result.status, result.message = Verdict.COLLAPSED, reason
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.guessing import guess_loss, untrained_loss
 from fastclip.tuner.training.metrics import LossFunction, Scoring, measure
 from fastclip.tuner.training.stepping import (
     DEFAULT_BATCH_SIZE,
@@ -68,6 +69,7 @@ def train(
     device: torch.device,
     on_epoch: Callable[[EpochRecord], bool] | None = None,
     on_step: Callable[[], None] | None = None,
+    deadline: float | None = None,
 ) -> TrainingRun:
     """Train a model until its stop condition, an explosion, or the callback's word.
 
@@ -86,14 +88,24 @@ def train(
         device: Where the model is.
         on_epoch: Called with each epoch's record; True ends the run as pruned.
         on_step: Called after each step, as a sign of life.
+        deadline: Time since the epoch, in seconds, after which no further step is taken.
 
     Returns:
         What happened. One host synchronisation every `objective.rule.every` steps.
     """
     batch_size = check_batch_size(params.get("batch_size", DEFAULT_BATCH_SIZE))
     planned_steps = num_batches(len(train_rows), batch_size) * objective.stop.max_epochs
-    stepper = Stepper(model, params, objective.loss, objective.rule, planned_steps)
+    reference, shape = untrained_loss(model, data, train_rows, objective.loss, device)
+    stepper = Stepper(
+        model,
+        params,
+        objective.loss,
+        objective.rule,
+        planned_steps,
+        None if math.isnan(reference) else reference,
+    )
     run = stepper.run
+    run.guess_loss = guess_loss(shape, data, train_rows, test_rows, objective.loss)
     order = np.random.default_rng(seed)
     best = _BestEpoch(objective)
     for epoch in range(objective.stop.max_epochs):
@@ -103,11 +115,12 @@ def train(
             stepper.step(*data.batch(rows, device))
             if on_step is not None:
                 on_step()
-            if run.explosion is not None:
+            run.is_out_of_time = deadline is not None and time() >= deadline
+            if run.explosion is not None or run.is_out_of_time:
                 break
         stepper.flush()
         run.fit_seconds += perf_counter() - started
-        if run.explosion is not None:
+        if run.explosion is not None or run.is_out_of_time:
             break
         started = perf_counter()
         record = {
@@ -116,9 +129,10 @@ def train(
             **evaluate(model, data, test_rows, objective, device),
         }
         run.score_seconds += perf_counter() - started
-        if not math.isfinite(record["loss"]):
+        reason = stepper.watch.look_at_epoch(record["train_loss"], record["loss"])
+        if reason is not None:
             run.explosion = {
-                "reason": f"the held-out loss is {record['loss']}",
+                "reason": reason,
                 "step": run.steps,
                 "epoch": epoch,
                 "loss": record["loss"],

@@ -38,6 +38,8 @@ class TrainingRun:
         norm_counts: Number of steps per tenth of a decade: key floor(10 * log10(norm)).
         explosion: Why training stopped as exploded, with the step, or None.
         pruned: Whether the epoch callback ended it.
+        is_out_of_time: Whether the deadline ended it.
+        guess_loss: Held-out loss of guessing, or None when it is not known.
         fit_seconds: Wall time of training.
         score_seconds: Wall time of evaluation.
     """
@@ -49,6 +51,8 @@ class TrainingRun:
     norm_counts: dict[int, int] = field(default_factory=dict)
     explosion: dict[str, Any] | None = None
     pruned: bool = False
+    is_out_of_time: bool = False
+    guess_loss: float | None = None
     fit_seconds: float = 0.0
     score_seconds: float = 0.0
 
@@ -84,6 +88,7 @@ class Stepper:
         loss: Function of (outputs, targets).
         rule: When training counts as exploded.
         planned_steps: Steps of the whole run, for the schedule.
+        reference: Loss that an explosion is measured from, see `ExplosionWatch`.
 
     Attributes:
         run: The record.
@@ -97,6 +102,7 @@ class Stepper:
         loss: LossFunction,
         rule: ExplosionRule,
         planned_steps: int,
+        reference: float | None = None,
     ) -> None:
         self.model, self.loss = model, loss
         self.run = TrainingRun(planned_steps)
@@ -106,7 +112,7 @@ class Stepper:
         self.norm_type = float(params.get("norm_type", 2.0))
         self.l1, self.l2 = float(params.get("l1", 0.0)), float(params.get("l2", 0.0))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.watch = ExplosionWatch(rule)
+        self.watch = ExplosionWatch(rule, reference)
         self.every = rule.every
         self._pending: list[torch.Tensor] = []
         self._losses: list[float] = []
