@@ -13,6 +13,7 @@ import torch
 from fastclip.tuner.errors import WarmupExplodedError
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.study.spaces import Float
+from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData, as_data
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import ModelInit, build_model, torch_threads
@@ -96,6 +97,7 @@ def suggest_clip_range(
     if steps < 1:
         raise ValueError(f"suggest_clip_range: steps={steps}; expected at least 1.")
     view = as_data(data, y, caller="suggest_clip_range")
+    check_values(view, "suggest_clip_range")
     chosen = {"lr": DEFAULT_LR, **(params or {}), "max_norm": None}
     warm_up = _WarmUp(
         model_init,

@@ -9,6 +9,7 @@ import torch
 
 from fastclip.tuner.files import plain
 from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
@@ -38,7 +39,8 @@ def make_context(
 
     Raises:
         TypeError: model_init is not callable, or an argument has the wrong type.
-        ValueError: an argument is out of range, or every fold is degenerate.
+        ValueError: an argument is out of range, every fold is degenerate, or the data holds values that are
+            not finite.
     """
     if isinstance(model_init, torch.nn.Module) or not callable(model_init):
         kind = "module" if isinstance(model_init, torch.nn.Module) else type(model_init).__name__
@@ -48,6 +50,7 @@ def make_context(
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{caller}: seed={seed!r}; expected an integer >= 0.")
+    check_values(data, caller)
     splits = make_splits(cv, data, seed)
     missing = [missing_classes(data, split) for split in splits]
     if all(missing):
