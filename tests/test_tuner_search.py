@@ -3,12 +3,13 @@
 import numpy as np
 import optuna
 import pytest
+import torch
 import tuner_cases as cases
 from optuna.trial import TrialState
 from sklearn.base import clone
 from tuner_cases import tuner
 
-from fastclip.tuner import Choice, ExplosionRule, Float, Int, ResumeError
+from fastclip.tuner import Choice, Float, Int, ResumeError
 from fastclip.tuner.study.storage import open_storage
 from fastclip.tuner.training.explosion import Verdict
 
@@ -63,13 +64,51 @@ class TestResults:
         assert copied.set_params(seed=4).seed == 4
         assert original.seed == 3
 
-    def test_refit_with_patience_keeps_the_best_epoch(self):
+    def test_refit_takes_the_median_of_the_folds_best_epochs(self):
         search = tuner(
-            space={"lr": 3.0, "momentum": 0.9}, n_trials=1, max_epochs=40, patience=3, scoring="loss"
+            space={"lr": 0.3, "momentum": 0.9}, n_trials=1, cv=3, max_epochs=40, patience=3, scoring="loss"
         )
-        search.set_params(explosion=ExplosionRule(loss_factor=None, norm_factor=None)).fit(cases.blobs())
+        search.fit(cases.blobs())
+        epochs = [fold.epochs for fold in search.records_[0].folds]
+        assert len(search.refit_run_.history) == np.median(epochs) < 40
+
+    def test_refit_on_a_holdout_goes_back_to_its_best_epoch(self):
+        search = tuner(
+            space={"lr": 0.3, "momentum": 0.9}, n_trials=1, max_epochs=40, patience=3, scoring="loss",
+            refit_on="holdout",
+        )  # fmt: skip
+        search.fit(cases.blobs())
         losses = [epoch["loss"] for epoch in search.refit_run_.history]
-        assert search.score(*cases.blobs()) == min(losses) < losses[-1]
+        assert len(losses) == min(40, np.argmin(losses) + 1 + 3)
+        assert search.score(*cases.blobs()) != losses[-1]
+
+    def test_unknown_refit_is_refused(self):
+        with pytest.raises(ValueError, match="check_refit_on: refit_on='some'; expected one of all, holdout"):
+            tuner(refit_on="some").fit(cases.blobs())
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_refit_does_not_overfit_a_noisy_task(self, seed):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(800, 20)).astype("float32")
+        y = (x[:, 0] + rng.normal(size=800)).astype("float32")
+
+        def wide(params):
+            return torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+
+        losses = []
+        for patience in (3, None):
+            search = tuner(
+                wide,
+                {"lr": 0.01, "momentum": 0.9},
+                n_trials=1,
+                cv=5,
+                max_epochs=60,
+                patience=patience,
+                scoring="loss",
+                seed=seed,
+            ).fit(x[:200], y[:200])
+            losses.append(search.score(x[200:], y[200:]))
+        assert losses[0] < 0.9 * losses[1]
 
     def test_without_refit_there_is_no_model(self):
         search = tuner(refit=False).fit(cases.blobs())

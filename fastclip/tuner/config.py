@@ -66,6 +66,7 @@ STUDY_KEYS = (
         "pruner",
         "scoring",
         "refit",
+        "refit_on",
     ),
     *("n_jobs", "executor", "devices", "threads", "hang_timeout", "storage", "stale_after", "seed"),
 )

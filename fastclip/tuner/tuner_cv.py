@@ -20,7 +20,7 @@ from fastclip.tuner.study import advice
 from fastclip.tuner.study.opening import OpenedStudy, open_study
 from fastclip.tuner.study.preparation import make_context, settings_of
 from fastclip.tuner.study.records import collect, cv_results, explosions
-from fastclip.tuner.study.refitting import refit_best
+from fastclip.tuner.study.refitting import check_refit_on, median_epochs, refit_best
 from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
 from fastclip.tuner.study.search import Search, TrialCallback
 from fastclip.tuner.study.spaces import Space, SpaceLike
@@ -51,11 +51,12 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         cv: Folds, a test share, a scikit-learn splitter, or index pairs; see `check_cv`.
         scoring: What is measured; see `check_scoring`.
         refit: Train `best_estimator_` on all data; with several measures the name of the one to follow.
+        refit_on: "all" trains on all data for the median of the folds' best epochs; "holdout" keeps a
+            tenth for patience and target.
         n_trials: Finished trials, those of a resumed run included. None runs a grid whole.
         timeout: Seconds after which no trial starts and those under way end, as `out of time`.
         max_epochs: Epochs per fold.
-        patience: Stop after this many epochs without a better score, and go back to the best epoch. The
-            refit, which holds nothing out, watches the score on the training data.
+        patience: Stop after this many epochs without a better score, and go back to the best epoch.
         target: Stop at this score.
         explosion: When training counts as exploded; see `ExplosionRule`.
         loss: Function of (outputs, targets); cross-entropy or mean squared error by default.
@@ -99,6 +100,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         cv: Any = 5,
         scoring: Any = None,
         refit: bool | str = True,
+        refit_on: str = "all",
         n_trials: int | None = None,
         timeout: float | None = None,
         max_epochs: int = 10,
@@ -127,6 +129,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         self.cv = cv
         self.scoring = scoring
         self.refit = refit
+        self.refit_on = refit_on
         self.n_trials = n_trials
         self.timeout = timeout
         self.max_epochs = max_epochs
@@ -199,6 +202,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         view = as_data(data, y, groups, caller="TunerCV.fit")
         self._check_budget()
         make_pruner(self.pruner)
+        check_refit_on(self.refit_on)
         check_executor(self.executor, self.n_jobs)
         device_slots(self.devices, self.n_jobs)
         return make_context(
@@ -288,9 +292,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             caller="TunerCV",
         )
         if opened.output is not None:
-            run = {
-                name: getattr(self, name) for name in ("n_trials", "timeout", "n_jobs", "executor", "devices")
-            }
+            names = ("refit_on", "n_trials", "timeout", "n_jobs", "executor", "devices")
+            run = {name: getattr(self, name) for name in names}
             opened.output.write_config(settings, {**run, "study_name": opened.study.study_name})
             opened.output.write_splits(context.splits)
         return opened
@@ -350,8 +353,10 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         self.best_score_ = score
 
     def _refit(self, context: FoldContext) -> None:
-        ranked = [(index, self._params[index]) for index in self._ranked()]
-        index, model, self.refit_run_ = refit_best(context, ranked, self._device(), context.threads)
+        ranked = [(i, self._params[i], median_epochs(self.records_[i])) for i in self._ranked()]
+        index, model, self.refit_run_ = refit_best(
+            context, ranked, self._device(), context.threads, self.refit_on
+        )
         self._set_best(index)
         self.best_estimator_, self._objective = model, context.objective
         if self._output is not None:

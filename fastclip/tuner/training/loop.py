@@ -33,11 +33,15 @@ EVALUATION_BATCH_SIZE = 512
 
 @dataclass(frozen=True)
 class StopRule:
-    """When training ends: after max_epochs, `patience` epochs without a better score, or at a target."""
+    """When training ends: after max_epochs, `patience` epochs without a better score, or at a target.
+
+    With `end_after` it ends after so many epochs, while a schedule is that of max_epochs.
+    """
 
     max_epochs: int
     patience: int | None = None
     target: float | None = None
+    end_after: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -108,7 +112,7 @@ def train(
     run.guess_loss = guess_loss(shape, data, train_rows, test_rows, objective.loss)
     order = np.random.default_rng(seed)
     best = _BestEpoch(objective)
-    for epoch in range(objective.stop.max_epochs):
+    for epoch in range(objective.stop.end_after or objective.stop.max_epochs):
         started = perf_counter()
         model.train()
         for rows in mini_batches(order.permutation(train_rows), batch_size):
