@@ -412,8 +412,12 @@ def parallel(way: str) -> tuple[nn.Module, dict[str, Any]]:
         }
     if way == "fsdp1_flat":
         return FullyShardedDataParallel(model, device_id=cpu), {"group": dist.group.WORLD}
-    if way in ("fsdp2", "fsdp2_bf16_reduce"):
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    if way in ("fsdp2", "fsdp2_mixed"):
+        policy = (
+            MixedPrecisionPolicy(torch.float64, torch.float64)
+            if way == "fsdp2_mixed"
+            else MixedPrecisionPolicy()
+        )
         for layer in (model.up, model.down):
             fully_shard(layer, mp_policy=policy)
         return fully_shard(model, mp_policy=policy), {}
@@ -472,6 +476,86 @@ def train(way: str, kind: str, how: str) -> dict[str, Any]:
         "route": getattr(optimizer, "route", None),
         "bits": [torch.tensor(norm).numpy().tobytes() for norm in norms],
     }
+
+
+def piped(schedule: str, how: str) -> tuple[float, list[float], list[float]]:
+    """Two stages: the largest error of this one's parameters, the norms it clipped by, and the true ones."""
+    from torch.distributed import pipelining
+
+    def halves() -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [nn.Sequential(nn.Linear(6, 12), nn.Tanh()), nn.Linear(12, 2)]
+
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.randn(16, 6, generator=generator), torch.randn(16, 2, generator=generator)
+    model = nn.Sequential(*halves())
+    plain = torch.optim.AdamW(model.parameters(), 0.01)
+    true = []
+    for _ in range(STEPS):
+        plain.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        true.append(norm_of([p.grad for p in model.parameters() if p.grad is not None], 2))
+        for p in model.parameters():
+            assert p.grad is not None
+            p.grad.mul_(min(1.0, LIMIT / (true[-1] + 1e-6)))
+        plain.step()
+
+    rank = dist.get_rank()
+    own = halves()[rank]
+    stage = pipelining.PipelineStage(own, rank, 2, torch.device("cpu"))
+    steps = getattr(pipelining, schedule)(stage, n_microbatches=4, loss_fn=nn.functional.mse_loss)
+    options = {"group": dist.group.WORLD}
+    inner = torch.optim.AdamW(own.parameters(), 0.01)
+    optimizer = fastclip.ClippedOptimizer(inner, LIMIT, **options) if how == "wrapper" else inner
+    norms = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        if rank == 0:
+            steps.step(x)
+        else:
+            steps.step(target=y)
+        if how == "function":
+            norms.append(float(fastclip.clip_grad_norm_(own.parameters(), LIMIT, **options)))
+        optimizer.step()
+        if how == "wrapper":
+            norms.append(float(optimizer.last.total_norm))  # type: ignore[union-attr]
+    pairs = zip(own.parameters(), model[rank].parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs), norms, true
+
+
+def zero_redundancy() -> float:
+    """The largest difference to one process with ZeroRedundancyOptimizer, whose gradients are whole."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    _, _, expected = alone("adamw")
+    model = nn.parallel.DistributedDataParallel(small())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        fastclip.clip_grad_norm_(model.parameters(), LIMIT)
+        optimizer.step()
+    pairs = zip(model.parameters(), expected, strict=True)
+    return max(float((p.detach() - e).abs().max()) for p, e in pairs)
+
+
+def routed_experts(seed: int) -> tuple[list[float], list[float]]:
+    """Experts that live on one rank each and are not DTensors: norms of a few steps, and the true ones."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    generator = torch.Generator().manual_seed(seed)
+    dense = nn.Parameter(torch.randn(8, 4, generator=generator))
+    experts = [nn.Parameter(torch.randn(4, 4, generator=generator)) for _ in range(size)]
+    own = nn.Parameter(experts[rank].detach().clone())
+    fastclip.distributed.shard_over(own, dist.group.WORLD)
+    optimizer = fastclip.ClippedOptimizer(torch.optim.SGD([dense, own], 0.1), LIMIT)
+    norms, true = [], []
+    for _ in range(5):
+        grads = [torch.randn(p.shape, generator=generator) for p in (dense, *experts)]
+        dense.grad, own.grad = grads[0], grads[1 + rank]
+        optimizer.step()
+        norms.append(float(optimizer.last.total_norm))  # type: ignore[union-attr]
+        true.append(norm_of(grads, 2))
+    return norms, true
 
 
 def fsdp1_without_group() -> list[str]:

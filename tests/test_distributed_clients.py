@@ -6,10 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_cases import attached, checkpointed, fsdp1_without_group, raised, scaled, train, update_bits
+from distributed_cases import (
+    attached,
+    checkpointed,
+    fsdp1_without_group,
+    piped,
+    raised,
+    routed_experts,
+    scaled,
+    train,
+    update_bits,
+    zero_redundancy,
+)
 from ranks import ranks
 
 WAYS = [(2, "ddp"), (2, "fsdp2"), (2, "tp"), (2, "tp_sp"), (2, "fsdp1"), (2, "fsdp1_flat")]
+WAYS += [(2, "fsdp2_mixed")]
 WAYS += [(4, "hsdp"), (4, "fsdp2_tp")]
 
 
@@ -24,6 +36,24 @@ def test_training_is_that_of_one_process(world: int, way: str, kind: str, how: s
         assert one["parameters"] is None or one["parameters"] < 2e-4
         assert one["bits"] == found[0]["bits"]
         assert one["route"] == ("native" if how == "wrapper" else None)
+
+
+@pytest.mark.parametrize("how", ["function", "wrapper"])
+@pytest.mark.parametrize("schedule", ["ScheduleGPipe", "Schedule1F1B"])
+def test_pipeline_stages_clip_by_one_norm(schedule: str, how: str) -> None:
+    for far, norms, true in ranks(2).run(piped, schedule, how):
+        assert far < 2e-5
+        assert norms == pytest.approx(true, rel=1e-4)
+
+
+def test_zero_redundancy_optimizer() -> None:
+    assert max(ranks(2).run(zero_redundancy)) < 2e-4
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_experts_of_their_own_on_each_rank(world: int) -> None:
+    for norms, true in ranks(world).run(routed_experts, 0):
+        assert norms == pytest.approx(true, rel=1e-7)
 
 
 def test_fused_adamw_over_shards() -> None:

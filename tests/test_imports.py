@@ -78,6 +78,7 @@ def test_import_loads_nothing_heavy_but_torch() -> None:
     modules, printed = loaded_by("import fastclip")
     assert forbidden_in(modules) == set()
     assert {"torch", "fastclip.clip_grad"} <= modules
+    assert "torch.distributed.tensor" not in modules
     assert printed == ""
 
 
