@@ -29,9 +29,10 @@ struct StepKernels {
 
 // What of the optimizer is spread over ranks. Both are borrowed.
 struct StepShards {
-  PyObject* dtensor =
-      nullptr;  // the class whose memory on this rank is meant; None or nullptr if there is none
-  PyObject* gradients = nullptr;  // a dict parameter -> tensor to take in the place of `.grad`
+  // The class of which the memory on this rank is meant; None or nullptr if there is none.
+  PyObject* dtensor = nullptr;
+  // A dict parameter -> tensor to take in the place of `.grad`, or nullptr.
+  PyObject* gradients = nullptr;
 };
 
 // A group of torch.optim.Adam or AdamW, or of SGD.
