@@ -121,7 +121,7 @@ def distributed_table(folder: Path) -> str:
             rows.append([str(row["num_tensors"]), name, *map(digits, medians), f"{ratio:.1f}x"])
     env = results["environment"]
     text = (
-        f"DTensors of 64 x 64 float32 on a mesh of one rank, nothing clipped, milliseconds (median); "
+        f"DTensors of 64 x 64 float32 on a mesh of one rank, nothing clipped, warm, milliseconds (median); "
         f"{env['hardware']['cpu']}, {results['threads']} thread(s), torch {env['versions']['torch']}, "
         f"fastclip at commit {env['commit']}, {env['date'][:10]}. The first call over 2000 takes "
         f"{results['first_call_ms']:.1f} ms."

@@ -26,7 +26,7 @@ def render(results: DistributedResults) -> RenderableType:
                 times = digits(ours), digits(measured.median_ms), f"{row.ratio(peer):.1f}x"
                 table.add_row(str(row.num_tensors), name, *times)
     legend = Text(
-        f"{SIDE} x {SIDE} float32 on a mesh of one rank (gloo), nothing clipped, {results.threads} "
+        f"{SIDE} x {SIDE} float32 on a mesh of one rank (gloo), nothing clipped, warm, {results.threads} "
         f"thread(s). The first call over {NUM_FIRST} takes {results.first_call_ms:.1f} ms.",
         style="dim",
     )
