@@ -203,6 +203,17 @@ def test_bad_values_are_found_before_training(
         suggest_clip_range(untrained, arrays["X"], arrays["y"])
 
 
+def test_bad_values_are_caught_like_trials_that_all_explode() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    y = x[:, 0].copy()
+    y[3] = np.nan
+    tuner = TunerCV(lambda p: nn.Linear(4, 1), {"lr": Float(0.01, 0.02)}, n_trials=2, cv=3, max_epochs=2)
+    with pytest.raises(AllTrialsExplodedError, match="y has nan in row 3") as error:
+        tuner.fit(x, y)
+    assert error.value.explosions == []
+    assert isinstance(error.value, ValueError)
+
+
 def test_bad_pixel_is_named_with_all_its_places_and_the_number_of_rows() -> None:
     images = np.zeros((10, 1, 4, 4), dtype="float32")
     images[3, 0, 2, 1] = images[6, 0, 0, 0] = np.nan

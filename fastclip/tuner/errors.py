@@ -29,6 +29,13 @@ class AllTrialsExplodedError(AllTrialsFailedError):
         self.explosions = explosions
 
 
+class NonfiniteDataError(AllTrialsExplodedError, ValueError):
+    """Inputs or targets hold nan or inf, with which every trial would explode; none was trained."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, [])
+
+
 class WarmupExplodedError(RuntimeError):
     """The unclipped warm-up of `suggest_clip_range` exploded.
 

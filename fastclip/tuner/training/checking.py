@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fastclip.tuner.errors import NonfiniteDataError
 from fastclip.tuner.training.data import TuningData
 
 REMEDIES = {
@@ -19,7 +20,8 @@ def check_values(data: TuningData, caller: str) -> None:
     The inputs of a Dataset are not read: that may take as long as an epoch.
 
     Raises:
-        ValueError: an input or a target is not finite, with its row and column, or there is one class only.
+        NonfiniteDataError: an input or a target is not finite; the message has its row and column.
+        ValueError: there is one class only.
     """
     _check_finite(data.targets, "y", caller)
     if data.inputs is not None:
@@ -43,6 +45,6 @@ def _check_finite(values: torch.Tensor, name: str, caller: str) -> None:
     column = f", column {where[0] if len(where) == 1 else tuple(where)}" if where else ""
     value = float(values[(row, *where)])
     more = f" ({len(rows)} rows have such values)" if len(rows) > 1 else ""
-    raise ValueError(
+    raise NonfiniteDataError(
         f"{caller}: {name} has {value} in row {row}{column}{more}; expected finite numbers. {REMEDIES[name]}"
     )
