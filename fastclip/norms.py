@@ -14,6 +14,8 @@ from fastclip.distributed import shards
 from fastclip.distributed.everywhere import nonfinite_of_ranks
 from fastclip.distributed.marks import Ranks
 
+_WHOLE_PARAMETERS = "expected whole parameters or DTensors. clip_grad_norm_ with max_norm=inf and group measures the total norm."
+
 
 class Nonfinite(NamedTuple):
     """How many elements of a gradient are nan, and how many inf or -inf."""
@@ -46,6 +48,7 @@ def grad_norms(
     Raises:
         ValueError: norm_type is not > 0.
         TypeError: A gradient is not floating point; the message names its position among the gradients.
+        RuntimeError: Parameters are shards of FullyShardedDataParallel.
 
     Source:
         Summation bound: Higham, Accuracy and Stability of Numerical Algorithms, ch. 4.
@@ -54,7 +57,9 @@ def grad_norms(
     if not norm_type > 0:
         raise ValueError(f"grad_norms: norm_type={norm_type}; expected p > 0 or inf.")
     listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    spread = shards("grad_norms", listed, of_gradients=True, mesh=mesh, norm_type=norm_type)
+    spread = shards(
+        "grad_norms", listed, of_gradients=True, mesh=mesh, norm_type=norm_type, remedy=_WHOLE_PARAMETERS
+    )
     if spread is not None:
         return spread.norms(norm_type)
     norms: Tensor = backends.run("grad_norms", listed, norm_type)

@@ -29,6 +29,12 @@ _MAX_PLANS = 8
 _plans: list[tuple[Any, Plan]] = []
 
 
+GIVE_GROUP = (
+    "expected group. Give group=torch.distributed.group.WORLD, or the group that the model is sharded over; "
+    "or call the model's own clip_grad_norm_."
+)
+
+
 def shards(
     function: str,
     listed: list[Tensor],
@@ -39,6 +45,7 @@ def shards(
     all_dims: bool = False,
     norm_type: float = 2.0,
     whole_norm: bool = False,
+    remedy: str = GIVE_GROUP,
 ) -> Shards | None:
     """Return a list as what this rank holds of a larger one; None if it is whole here.
 
@@ -51,6 +58,7 @@ def shards(
         all_dims: Also reduce over copies, so that all ranks of a mesh come to the same verdict.
         norm_type: p, if there is a norm. torch's own operations take DTensors for p <= 0.
         whole_norm: No norm is asked for, so that only DTensors matter.
+        remedy: What to do about shards of FullyShardedDataParallel that nothing is known of.
 
     Raises:
         RuntimeError: Parameters were sharded by FullyShardedDataParallel, and `group` does not say by whom.
@@ -67,12 +75,7 @@ def shards(
     has_dtensor, has_flattened = _find(listed)
     flattened = _flattened(listed) if has_flattened else []
     if not whole_norm and group is None and mesh is None and any(flattened) and dist.get_world_size() > 1:
-        raise RuntimeError(
-            f"{function}: parameter {flattened.index(True)} is a shard of FullyShardedDataParallel, which "
-            f"does not say who holds the others, so that each rank would clip by a norm of its own; expected "
-            f"group. Give group=torch.distributed.group.WORLD, or the group that the model is sharded over; "
-            f"or call the model's own clip_grad_norm_."
-        )
+        raise _unknown_holders(function, flattened.index(True), remedy)
     if not (asked or has_dtensor):
         return None
     if not norm_type > 0:
@@ -91,6 +94,13 @@ def shards(
             raise
         return None
     return Shards(listed, found, plan, dtensor)
+
+
+def _unknown_holders(function: str, position: int, remedy: str) -> RuntimeError:
+    return RuntimeError(
+        f"{function}: parameter {position} is a shard of FullyShardedDataParallel, which does not say who "
+        f"holds the others, so that each rank would have a norm of its own; {remedy}"
+    )
 
 
 def _dtensor() -> type[Tensor] | None:
