@@ -14,7 +14,10 @@ from fastclip.distributed import shards
 from fastclip.distributed.everywhere import nonfinite_of_ranks
 from fastclip.distributed.marks import Ranks
 
-_WHOLE_PARAMETERS = "expected whole parameters or DTensors. clip_grad_norm_ with max_norm=inf and group measures the total norm."
+_WHOLE_PARAMETERS = (
+    "expected whole parameters or DTensors. clip_grad_norm_ with max_norm=inf and group measures the total "
+    "norm."
+)
 
 
 class Nonfinite(NamedTuple):
