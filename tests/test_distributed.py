@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -208,6 +211,27 @@ def test_marks_of_other_parameters_do_not_matter() -> None:
     marked.grad, other.grad = torch.full((2,), 3.0), torch.tensor([0.0, 4.0])
     assert float(fastclip.clip_grad_norm_([marked, other], 1.0)) == 4.0
     assert marked.grad.tolist() == pytest.approx([0.75, 0.75], rel=1e-6)
+
+
+def test_plans_do_not_outlive_their_process_group() -> None:
+    code = """
+import sys, torch, torch.distributed as dist, fastclip
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+plans = []
+for turn in range(2):
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/{turn}", rank=0, world_size=1)
+    grad = distribute_tensor(torch.tensor([3.0, 4.0]), init_device_mesh("cpu", (1,)), [Shard(0)])
+    print(fastclip.get_total_norm([grad], mesh=grad.device_mesh).to_local().item())
+    plans += [fastclip.distributed.shards("test", [grad], of_gradients=False).plan for _ in range(2)]
+    dist.destroy_process_group()
+print(plans[0] is plans[1], plans[1] is plans[2])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120
+        )
+    assert run.stdout.split() == ["5.0", "5.0", "True", "False"], run.stderr
 
 
 def test_patch_torch_refuses_another_group_meanwhile() -> None:

@@ -86,7 +86,8 @@ def shards(
     found = _read(listed, of_gradients, dtensor)
     if not asked and len(found.plain) == len(listed):
         return None
-    options = (group, mesh, all_dims)
+    # Meshes of one process group after another are equal, and their groups are not.
+    options = (group, mesh, all_dims, dist.group.WORLD if dist.is_initialized() else None)
     try:
         plan = _planned(function, listed, found, flattened, options)
     except UnknownLayoutError:
@@ -175,7 +176,7 @@ def _planned(
             if position:
                 _plans.insert(0, _plans.pop(position))
             return plan
-    group, mesh, all_dims = options
+    group, mesh, all_dims, _ = options
     planner = Planner(function, listed, specs, flattened=flattened, group=group, mesh=mesh, all_dims=all_dims)
     plan = planner.plan()
     if not identities:  # a mark may be set anew
