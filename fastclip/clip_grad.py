@@ -53,8 +53,9 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping: 0-dim, on the device of the first gradient, float32 (float64 if any
         gradient is). Moves numel * itemsize bytes; three times as many if something is clipped.
-        No host synchronization on a device unless `error_if_nonfinite`. A DTensor if all gradients are, of
-        one mesh; then, and with `group` or `mesh`, ranks reduce at most 64 bytes, see docs/distributed.md.
+        No host synchronization on a device unless `error_if_nonfinite`, or ranks reduce. A DTensor if all
+        gradients are, of one mesh; then, and with `group` or `mesh`, ranks reduce at most 64 bytes, see
+        docs/distributed.md.
 
     Raises:
         RuntimeError: `error_if_nonfinite` and the norm is nan or inf, on every rank that reduces; the message

@@ -45,7 +45,8 @@ def grad_norms(
         complex128), on the device of the first gradient. Root taken, in the unit of the gradients; 0 for an
         empty gradient. Complex elements count by their magnitude; those of a sparse gradient that stand
         several times are added up first.
-        Of a DTensor the norm is that of the whole; ranks reduce m float64 twice.
+        Of a DTensor the norm is that of the whole; ranks reduce n float64 twice, for which the host
+        waits on a device.
         Moves numel * itemsize bytes; no host synchronization.
 
     Raises:

@@ -159,12 +159,13 @@ class Planner:
             all_dims: Also reduce over dimensions that hold copies, so that all ranks come to one verdict.
         """
         self._function = function
-        self._items, self._specs, self._flattened = items, specs, flattened
+        self._items, self._flattened = items, flattened
         self._group, self._mesh, self._all_dims = group, mesh, all_dims
         known: dict[int, _Layout] = {}
-        self._layouts = [
-            known.setdefault(id(s), _layout(s)) if id(s) not in known else known[id(s)] for s in specs
-        ]
+        for spec in specs:
+            if id(spec) not in known:
+                known[id(spec)] = _layout(spec)
+        self._layouts = [known[id(spec)] for spec in specs]
         self._meshes = list({id(x.mesh): x.mesh for x in self._layouts if x.mesh is not None}.values())
 
     def plan(self) -> Plan:

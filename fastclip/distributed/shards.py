@@ -216,7 +216,7 @@ class Shards:
         if not found.arrived:
             # What is on its way is of a class of torch's own, which can be waited for.
             self.locals = [x.wait() if hasattr(x, "wait") else x for x in found.memory]
-        self._payloads: list[tuple[Reduction, Tensor]] = []
+        self._payloads: list[tuple[Reduction, Encoding, Tensor]] = []
         self._whole: dict[int, Tensor] | None = None
 
     def present(self) -> list[Tensor]:
@@ -292,8 +292,9 @@ class Shards:
         """Return the norm of each that is there, over all ranks, 1-dim; one collective for each reduction."""
         reduced = self._reduced()
         places = [i for i, local in enumerate(self.locals) if local is not None]
+        present = set(places)
         of_part = {position: part for part in self.plan.parts for position in part.positions}
-        counted = [i for i in range(len(self.locals)) if of_part[i].reduction is not None or i in places]
+        counted = [i for i in range(len(self.locals)) if of_part[i].reduction is not None or i in present]
         row = {position: number for number, position in enumerate(counted)}
         found = torch.zeros(len(counted), dtype=torch.float64, device=self._device())
         if places:
@@ -301,8 +302,12 @@ class Shards:
             local = backends.run("grad_norms", holders, norm_type, torch.float64)
             found[[row[i] for i in places]] = local
         largest = found.clone()
-        for reduction in self._all_reductions():
-            numbers = self._numbers_in(reduction, counted, of_part)
+        # Not over `last`: single tensors are not spread over stages.
+        spread = [
+            (reduction, [number for number, i in enumerate(counted) if of_part[i].reduction == index])
+            for index, reduction in enumerate(self.plan.reductions)
+        ]
+        for reduction, numbers in spread:
             if numbers:
                 part = largest[numbers]
                 largest[numbers] = self._all_reduce(part, reduction, dist.ReduceOp.MAX, keep_nan=True)
@@ -311,8 +316,8 @@ class Shards:
         divisor = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
         weights = found.new_tensor([of_part[i].weight or 1.0 for i in counted])
         sums = (found / divisor) ** norm_type * weights
-        for reduction in self._all_reductions():
-            if numbers := self._numbers_in(reduction, counted, of_part):
+        for reduction, numbers in spread:
+            if numbers:
                 sums[numbers] = self._all_reduce(sums[numbers], reduction, dist.ReduceOp.SUM)
         return (sums ** (1 / norm_type) * divisor)[[row[i] for i in places]].to(self.plan.dtype)
 
@@ -322,9 +327,8 @@ class Shards:
         Collective: for after a norm that was not finite on every one of these ranks.
         """
         entries = {(dist.get_rank(), *entry) for entry in found}
-        for reduction, payload in self._payloads:
-            finite = bool(payload.isfinite().all()) and not (payload.numel() == 3 and bool(payload[1] > 0))
-            if finite:
+        for reduction, encoding, payload in self._payloads:
+            if bool(encoding.decode(payload).isfinite()):
                 continue
             for group in reduction.groups:
                 gathered: list[Any] = [None] * dist.get_world_size(group)
@@ -419,7 +423,7 @@ class Shards:
         if len(self.plan.reductions) == 1 and self.plan.last is None and None not in numbers:
             payload = encoding.encode(norms, weights, found)
             payload = self._all_reduce(payload, self.plan.reductions[0], encoding.op)
-            self._payloads = [(self.plan.reductions[0], payload)]
+            self._payloads = [(self.plan.reductions[0], encoding, payload)]
             return encoding.decode(payload), payload[-1]
         self._payloads = []
         alone = [i for i, number in enumerate(numbers) if number is None]
@@ -433,13 +437,13 @@ class Shards:
             # What is not finite in a smaller set is news to the larger one.
             payload = encoding.merge([payload, *flags])
             payload = self._all_reduce(payload, reduction, encoding.op)
-            self._payloads.append((reduction, payload))
+            self._payloads.append((reduction, encoding, payload))
             payloads.append(payload)
             flags = [encoding.flags_of(payload)]
         total = payloads[0] if len(payloads) == 1 else encoding.merge(payloads)
         if self.plan.last is not None:
             total = self._all_reduce(total, self.plan.last, encoding.op)
-            self._payloads.append((self.plan.last, total))
+            self._payloads.append((self.plan.last, encoding, total))
         return encoding.decode(total), total[-1]
 
     def _all_reduce(
@@ -453,14 +457,6 @@ class Shards:
             dist.all_reduce(payload, op, group)
         payload = payload.to(home)
         return torch.where(payload[1] > 0, math.nan, payload[0]) if keep_nan else payload
-
-    def _all_reductions(self) -> list[Reduction]:
-        """Return those in which single tensors are spread; another stage has none of this one's."""
-        return self.plan.reductions
-
-    def _numbers_in(self, reduction: Reduction, counted: list[int], of_part: dict[int, Any]) -> list[int]:
-        index = next(i for i, own in enumerate(self.plan.reductions) if own is reduction)
-        return [number for number, i in enumerate(counted) if of_part[i].reduction == index]
 
     def _device(self) -> torch.device:
         first = next((local for local in self.locals if local is not None), None)
