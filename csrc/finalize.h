@@ -19,8 +19,10 @@ namespace fastclip {
 // Added to the norm before dividing, as torch.nn.utils.clip_grad_norm_ does.
 constexpr double kNormEpsilon = 1e-6;
 
-// min(1, max_norm / (total_norm + 1e-6)); nan if either is nan, so that it reaches the gradients.
+// min(1, max_norm / (total_norm + 1e-6)); nan if either is nan, so that it reaches the gradients. An infinite
+// max_norm is how trainers ask for the norm alone: 1, whatever the norm is.
 constexpr double clip_coefficient(double total_norm, double max_norm) {
+  if (max_norm == std::numeric_limits<double>::infinity()) return 1.0;
   const double coef = max_norm / (total_norm + kNormEpsilon);
   return coef > 1.0 ? 1.0 : coef;
 }
@@ -44,9 +46,7 @@ struct StepVerdict {
 constexpr StepVerdict step_verdict(double scaled_norm, double grad_scale, double max_norm,
                                    bool skip_nonfinite) {
   const double norm = scaled_norm / grad_scale;
-  // An infinite max_norm is how trainers ask for the norm alone.
-  const bool clips = max_norm != std::numeric_limits<double>::infinity();
-  const double coef = clips ? clip_coefficient(norm, max_norm) : 1.0;
+  const double coef = clip_coefficient(norm, max_norm);
   const bool finite = norm - norm == 0;
   return {norm, coef, skip_nonfinite && !finite, coef / grad_scale};
 }

@@ -1,6 +1,6 @@
 """Gradient clipping for PyTorch that is nearly free, numerically right and informative."""
 
-from fastclip import distributed
+from fastclip import distributed, strategies
 from fastclip._version import __version__
 from fastclip.backends import backend_info, use_backend
 from fastclip.backends.base import BackendInfo
@@ -28,5 +28,6 @@ __all__ = [
     "get_total_norm",
     "grad_norms",
     "patch_torch",
+    "strategies",
     "use_backend",
 ]

@@ -11,7 +11,6 @@ They differ from torch's in three intended ways:
 from __future__ import annotations
 
 import functools
-import math
 import types
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,13 +20,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.backends.base import measures_only
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
 
 
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
@@ -42,7 +42,8 @@ def clip_grad_norm_(
 
     Args:
         parameters: A tensor or an iterable of tensors; those without a gradient are skipped.
-        max_norm: The largest total norm to leave. inf measures and never writes.
+        max_norm: The largest total norm to leave. inf measures and never writes. A 0-dim tensor on the
+            gradients' device is read there, so that a captured graph sees what is written into it.
         norm_type: p of the p-norm: any float, or "inf". Kernels serve p > 0, torch's operations the rest.
         error_if_nonfinite: Raise, and leave the gradients as they are, if the norm is nan or inf.
         foreach: False selects torch's per-tensor operations; otherwise the fastest backend runs.
@@ -69,7 +70,7 @@ def clip_grad_norm_(
     listed = _listed(parameters)
     if not listed and isinstance(parameters, types.GeneratorType):
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=2)
-    max_norm, norm_type = _checked_max_norm(max_norm), float(norm_type)
+    max_norm, norm_type = _checked_max_norm("clip_grad_norm_", max_norm), float(norm_type)
     spread = shards(
         "clip_grad_norm_",
         listed,
@@ -145,7 +146,7 @@ def get_total_norm(
 
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor],
-    max_norm: float,
+    max_norm: float | Tensor,
     total_norm: Tensor,
     foreach: bool | None = None,
 ) -> None:
@@ -155,15 +156,15 @@ def clip_grads_with_norm_(
 
     Args:
         parameters: A tensor or an iterable of tensors; those without a gradient are skipped.
-        max_norm: The largest total norm to leave. inf never writes.
+        max_norm: As in `clip_grad_norm_`. inf never writes.
         total_norm: 0-dim tensor, as `get_total_norm` returns it.
         foreach: False selects torch's per-tensor operations.
 
     Moves nothing if the coefficient is 1, else 2 * numel * itemsize bytes.
     """
     listed = _listed(parameters)
-    max_norm = _checked_max_norm(max_norm)
-    if max_norm == math.inf and isinstance(total_norm, Tensor):
+    max_norm = _checked_max_norm("clip_grads_with_norm_", max_norm)
+    if measures_only(max_norm) and isinstance(total_norm, Tensor):
         return
     spread = shards("clip_grads_with_norm_", listed, of_gradients=True, whole_norm=True)
     if spread is not None:
@@ -209,7 +210,15 @@ def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
-def _checked_max_norm(max_norm: float) -> float:
+def _checked_max_norm(function: str, max_norm: float | Tensor) -> float | Tensor:
+    if isinstance(max_norm, Tensor):
+        # A tensor is not looked at: on a device that would wait for it.
+        if max_norm.numel() != 1 or max_norm.is_complex():
+            raise ValueError(
+                f"{function}: max_norm is a tensor of shape {tuple(max_norm.shape)} and {max_norm.dtype}; "
+                f"expected a number, or a real tensor of one element."
+            )
+        return max_norm.reshape(())
     max_norm = float(max_norm)
     if max_norm < 0:
         _warn_negative_max_norm()

@@ -77,6 +77,9 @@ class StepOptions(ctypes.Structure):
     _fields_ = (
         ("norm_type", ctypes.c_double),
         ("max_norm", ctypes.c_double),
+        ("max_norm_on_device", ctypes.c_void_p),
+        ("given_coefs", ctypes.c_void_p),
+        ("given_per_span", ctypes.c_uint8),
         ("grad_scale", ctypes.c_void_p),
         ("found_inf", ctypes.c_void_p),
         ("skip_nonfinite", ctypes.c_uint8),
@@ -95,6 +98,13 @@ def byref(call: Call) -> object:
 
 def double(value: float) -> ctypes.c_double:
     return ctypes.c_double(value)
+
+
+def threshold(max_norm: float | torch.Tensor) -> tuple[ctypes.c_double, ctypes.c_void_p]:
+    """Return max_norm and max_norm_on_device, of which a float64 tensor gives the latter."""
+    if isinstance(max_norm, torch.Tensor):
+        return ctypes.c_double(float("inf")), pointer(max_norm)
+    return ctypes.c_double(max_norm), ctypes.c_void_p(None)
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -264,7 +274,7 @@ class Library:
         assert self.workspace[-1] == POISON, "a kernel wrote behind its workspace"
 
     def total_norm(
-        self, tensors: Sequence[torch.Tensor], norm_type: float = 2.0, max_norm: float = 1.0
+        self, tensors: Sequence[torch.Tensor], norm_type: float = 2.0, max_norm: float | torch.Tensor = 1.0
     ) -> tuple[torch.Tensor, float]:
         norm = _poisoned(tensors, ())
         coefficient = ctypes.c_double(float("nan"))
@@ -272,7 +282,7 @@ class Library:
             self.c.fastclip_cuda_total_norm(
                 ctypes.byref(self.call(tensors)),
                 ctypes.c_double(norm_type),
-                ctypes.c_double(max_norm),
+                *threshold(max_norm),
                 DTYPES[norm.dtype],
                 pointer(norm),
                 ctypes.byref(coefficient),
@@ -281,31 +291,34 @@ class Library:
         return norm, coefficient.value
 
     def clip_grad_norm(
-        self, tensors: Sequence[torch.Tensor], max_norm: float, norm_type: float = 2.0
+        self, tensors: Sequence[torch.Tensor], max_norm: float | torch.Tensor, norm_type: float = 2.0
     ) -> torch.Tensor:
         norm = _poisoned(tensors, ())
         self.finish(
             self.c.fastclip_cuda_clip_grad_norm(
                 ctypes.byref(self.call(tensors)),
                 ctypes.c_double(norm_type),
-                ctypes.c_double(max_norm),
+                *threshold(max_norm),
                 DTYPES[norm.dtype],
                 pointer(norm),
             )
         )
         return norm
 
-    def scale(self, tensors: Sequence[torch.Tensor], coefficient: float) -> None:
-        value = ctypes.c_double(coefficient)
-        self.finish(self.c.fastclip_cuda_scale(ctypes.byref(self.call(tensors)), ctypes.byref(value)))
+    def scale(self, tensors: Sequence[torch.Tensor], coefficient: float | torch.Tensor) -> None:
+        """Multiply by one coefficient, or each tensor by its own: float64, 1-dim."""
+        per_span = isinstance(coefficient, torch.Tensor)
+        values = torch.as_tensor(coefficient, dtype=torch.float64)
+        call = ctypes.byref(self.call(tensors))
+        self.finish(self.c.fastclip_cuda_scale(call, pointer(values), ctypes.c_int(per_span)))
 
     def clip_grads_with_norm(
-        self, tensors: Sequence[torch.Tensor], max_norm: float, norm: torch.Tensor
+        self, tensors: Sequence[torch.Tensor], max_norm: float | torch.Tensor, norm: torch.Tensor
     ) -> None:
         self.finish(
             self.c.fastclip_cuda_clip_grads_with_norm(
                 ctypes.byref(self.call(tensors)),
-                ctypes.c_double(max_norm),
+                *threshold(max_norm),
                 DTYPES[norm.dtype],
                 pointer(norm),
             )

@@ -691,3 +691,35 @@ def checkpointed(path: str, save: bool) -> dict[str, Any]:
         "parameters": [full(p.detach()).clone() for p in model.parameters()],
         "steps": optimizer.stats().steps,
     }
+
+
+def strategies_on_ranks(name: str) -> dict[str, Any]:
+    """Train by a strategy over FSDP2's shards, with a nan on one rank, beside one process."""
+    from strategy_cases import STRATEGIES
+
+    model, options = parallel("fsdp2")
+    expected = small()
+    optimizer = fastclip.ClippedOptimizer(
+        torch.optim.AdamW(model.parameters(), 0.01), STRATEGIES[name](), **options
+    )
+    reference = fastclip.ClippedOptimizer(torch.optim.AdamW(expected.parameters(), 0.01), STRATEGIES[name]())
+    thresholds, skipped = [], []
+    for step in range(12):
+        for one, net in ((optimizer, model), (reference, expected)):
+            one.zero_grad()
+            (loss_of(net, step) * (50.0 if step % 5 == 4 else 1.0)).backward()
+        if step == 7:
+            next(expected.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
+            if dist.get_rank() == 0:
+                full_local(next(model.parameters()).grad).view(-1)[0] = math.nan
+        optimizer.step()
+        reference.step()
+        assert optimizer.last is not None
+        limit = optimizer.last.threshold
+        thresholds.append(None if limit is None else float(limit))
+        skipped.append(bool(optimizer.last.skipped))
+    far = max(
+        float((full(p.detach()) - q.detach()).abs().max())
+        for p, q in zip(model.parameters(), expected.parameters(), strict=True)
+    )
+    return {"far": far, "thresholds": thresholds, "skipped": skipped, "route": optimizer.route}

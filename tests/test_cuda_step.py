@@ -131,8 +131,8 @@ def test_unscales_on_the_way(option: str) -> None:
     for grads in cases.gradients(4):
         cases.give(ours, [g * 2**10 for g in grads])
         cases.give(theirs, grads)
-        got = taken(cuda.step(scaled, SETTINGS, amp, Tally()))
-        wanted = taken(cuda.step(unscaled, SETTINGS, Amp(), Tally()))
+        got = taken(cuda.step(scaled, SETTINGS, amp, Tally(), None))
+        wanted = taken(cuda.step(unscaled, SETTINGS, Amp(), Tally(), None))
         assert got.numbers() == wanted.numbers()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -144,9 +144,9 @@ def test_a_scalers_verdict_skips_on_the_device() -> None:
     found = Amp(torch.tensor(4.0), torch.tensor(1.0))
     before = cases.snapshot(params, optimizer)
     for settings in (SETTINGS, Settings(1.0, nonfinite="propagate")):
-        assert taken(cuda.step(optimizer, settings, found, Tally())).skipped
+        assert taken(cuda.step(optimizer, settings, found, Tally(), None)).skipped
         cases.assert_same(before, cases.snapshot(params, optimizer))
-    assert not taken(cuda.step(optimizer, SETTINGS, Amp(), Tally())).skipped
+    assert not taken(cuda.step(optimizer, SETTINGS, Amp(), Tally(), None)).skipped
 
 
 @every_dtype

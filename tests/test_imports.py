@@ -34,6 +34,7 @@ LAYERS = (
     ("bench",),
     ("tuner",),
     ("optim",),
+    ("strategies",),
     ("patch",),
     ("clip_grad", "norms"),
     ("distributed",),

@@ -270,7 +270,7 @@ def step_with(optimizer: Optimizer, amp: Amp, **settings: Any) -> tuple[Outcome,
     """A step whose scaler keeps scale and verdict on the device, which the wrapper reads itself on a CPU."""
     checked = Settings(**{"max_norm": cases.MAX_NORM, **settings})
     tally = Tally()
-    outcome = native.step(optimizer, checked, amp, tally)
+    outcome = native.step(optimizer, checked, amp, tally, None)
     assert isinstance(outcome, Outcome)
     assert tally.last is outcome
     return outcome, tally

@@ -46,17 +46,22 @@ class Variant(NamedTuple):
 def variants() -> list[Variant]:
     """Every kernel, the norms once for each kind."""
     found = []
-    for name, kernel, arguments in (
-        ("scale", scale.scale_kernel, {"coefficient": "*fp64"}),
-        ("clamp", clamp.clamp_kernel, {"lo": "fp64", "hi": "fp64"}),
-        ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}),
+    for name, kernel, arguments, constants in (
+        ("scale", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": False}),
+        ("scale_each", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": True}),
+        ("clamp", clamp.clamp_kernel, {"lo": "fp64", "hi": "fp64"}, {}),
+        ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}, {}),
     ):
-        layout = launch.blocks(name, CUDA)
-        found.append(Variant(name, kernel, {**CHUNKS, **arguments}, {"ROWS": layout.rows}, layout))
-    for returned in ("fp32", "fp64"):
+        layout = launch.blocks(name.removesuffix("_each"), CUDA)
+        constants = {**constants, "ROWS": layout.rows}
+        found.append(Variant(name, kernel, {**CHUNKS, **arguments}, constants, layout))
+    for returned, on_device in (("fp32", "constexpr"), ("fp64", "*fp64")):
         signature = {"norm": f"*{returned}", "coefficient_out": "*fp64", "max_norm": "fp64"}
+        signature["max_norm_on_device"] = on_device
+        constants = absent(signature)
+        layout = launch.OF_LIST
         found.append(
-            Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, {}, launch.OF_LIST)
+            Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, constants, layout)
         )
     for name, norm_type in NORM_TYPES.items():
         kind = launch.kind_of(norm_type)
@@ -64,10 +69,13 @@ def variants() -> list[Variant]:
         signature = {
             **CHUNKS,
             **{"ticket": "*i64", "partials": "*fp64", "norm_out": "*fp32", "coefficient_out": "*fp64"},
-            **{"p": "fp64", "max_norm": "fp64", "keep_nonfinite": "i32"},
+            **{"p": "fp64", "max_norm": "fp64", "max_norm_on_device": "constexpr", "keep_nonfinite": "i32"},
         }
         constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": launch.PARTIALS_OF_LIST}
-        found.append(Variant(f"total_norm_{name}", norm.total_norm_kernel, signature, constants, layout))
+        for suffix, on_device in (("", "constexpr"), ("_on_device", "*fp64")):
+            own = {**signature, "max_norm_on_device": on_device}
+            variant = f"total_norm_{name}{suffix}"
+            found.append(Variant(variant, norm.total_norm_kernel, own, {**constants, **absent(own)}, layout))
 
         layout = launch.blocks("chunk_norms", CUDA, kind)
         signature = {**CHUNKS, "partials": "*fp64", "p": "fp64"}
@@ -81,23 +89,29 @@ def variants() -> list[Variant]:
     return [*found, *step_variants()]
 
 
+def absent(signature: dict[str, str]) -> dict[str, int | None]:
+    """Return the pointers that this variant does without."""
+    return {name: None for name, kind in signature.items() if kind == "constexpr"}
+
+
 def step_variants() -> Iterator[Variant]:
     """The kernels of an optimizer's step, beside the norm, with what is optional and without it."""
     counts_on = {"counts": "*fp64", "targets": "*i64", "num_tensors": "i32", "rules": "*fp64"}
     for kind, (decide, update) in step_launch.KERNELS.items():
-        for name, amp, returned in (
-            ("plain", "constexpr", "fp32"),
-            ("scaled", "*fp32", "fp64"),
+        for name, amp, returned, limit, given in (
+            ("plain", "constexpr", "fp32", "constexpr", "constexpr"),
+            ("scaled", "*fp32", "fp64", "*fp64", "constexpr"),
+            ("given", "constexpr", "fp32", "constexpr", "*fp64"),
         ):
             signature = {
-                **{"norm": "*fp64", "grad_scale": amp, "found_inf": amp},
-                **{"max_norm": "fp64", "skip_nonfinite": "i32"},
+                **{"norm": "constexpr" if given == "*fp64" else "*fp64", "given": given},
+                **{"grad_scale": amp, "found_inf": amp},
+                **{"max_norm": "fp64", "max_norm_on_device": limit, "skip_nonfinite": "i32"},
                 **{"norm_out": f"*{returned}", "coefficient_out": f"*{returned}", "skipped_out": "*u8"},
                 **{**counts_on, "coefficients": "*fp64"},
             }
-            constants = {"TENSORS": step_launch.TENSORS_PER_PROGRAM}
-            if amp == "constexpr":
-                constants |= {"grad_scale": None, "found_inf": None}
+            constants = {"TENSORS": step_launch.TENSORS_PER_PROGRAM, "PER_TENSOR": name == "given"}
+            constants |= absent(signature)
             yield Variant(f"{kind}_decide_{name}", decide, signature, constants, step_launch.OF_TENSORS)
         layout = launch.blocks(kind, CUDA)
         signature = {**CHUNKS, "targets": "*i64", "coefficients": "*fp64", "skipped": "*u8"}

@@ -44,8 +44,7 @@ Clipped clip_norm(const std::vector<Span>& spans, NormType type, double max_norm
         clipped.total_norm = norm_of(combine(parts.data(), parts.size(), type), type);
         const double returned = single_precision ? static_cast<double>(static_cast<float>(clipped.total_norm))
                                                  : clipped.total_norm;
-        // An infinite max_norm is how trainers ask for the norm alone.
-        if (max_norm == INFINITY || (keep_nonfinite && !std::isfinite(returned))) return;
+        if (keep_nonfinite && !std::isfinite(returned)) return;
         clipped.coef = clip_coefficient(clipped.total_norm, max_norm);
         if (clipped.coef != 1.0) num_writers = pass.num_writers();
       },
@@ -61,6 +60,19 @@ void scale(const std::vector<Span>& spans, double coef, int num_threads) {
   const Pass pass(spans, num_threads);
   if (coef == 1.0) return;
   run_parallel(pass.num_writers(), [&](int thread, int team) { pass.scale(coef, thread, team); });
+}
+
+void scale_each(const std::vector<Span>& spans, const std::vector<double>& coefs, int num_threads) {
+  const Pass pass(spans, num_threads);
+  run_parallel(pass.num_writers(), [&](int thread, int team) {
+    const auto [first, last] = pass.chunks().share(thread, team);
+    for (int64_t i = first; i < last; ++i) {
+      const Chunk& chunk = pass.chunks()[i];
+      const Span& s = pass.span(chunk);
+      const double coef = coefs[chunk.span];
+      if (changes_values(coef, s.dtype)) pass.table().scale[index(s.dtype)](chunk.data(s), chunk.numel, coef);
+    }
+  });
 }
 
 std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_threads) {

@@ -31,6 +31,9 @@ Clipped clip_norm(const std::vector<Span>& spans, NormType type, double max_norm
 // Multiplies every span by coef; spans for which that changes nothing are not touched.
 void scale(const std::vector<Span>& spans, double coef, int num_threads);
 
+// Multiplies spans[i] by coefs[i]; a span for which that changes nothing is not touched.
+void scale_each(const std::vector<Span>& spans, const std::vector<double>& coefs, int num_threads);
+
 // Clamps every element to [-limit, limit]. Returns, per span, whether an element changed.
 std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_threads);
 

@@ -34,18 +34,21 @@ void update(const Kernels& table, const Span& grad, const Chunk& chunk, const St
 StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<StepTarget>& targets,
                           const std::vector<StepRule>& rules, const StepOptions& options, int num_threads) {
   const Pass pass(grads, num_threads);
-  std::vector<Accumulator> parts(options.given_norm ? 0 : pass.chunks().size());
+  const std::vector<double>& given = options.given_coefs;
+  std::vector<Accumulator> parts(given.empty() ? pass.chunks().size() : 0);
   StepVerdict stepped{0.0, 1.0, false, 1.0};
   run_stages(
       pass.num_threads(),
       [&](int thread, int team) {
-        if (!options.given_norm) pass.accumulate(options.norm_type, thread, team, parts);
+        if (given.empty()) pass.accumulate(options.norm_type, thread, team, parts);
       },
       [&] {
+        if (!given.empty()) {
+          stepped.grad_factor = given[0] / options.grad_scale;
+          return;
+        }
         const double scaled_norm =
-            options.given_norm
-                ? *options.given_norm
-                : norm_of(combine(parts.data(), parts.size(), options.norm_type), options.norm_type);
+            norm_of(combine(parts.data(), parts.size(), options.norm_type), options.norm_type);
         stepped = step_verdict(scaled_norm, options.grad_scale, options.max_norm, options.skip_nonfinite);
       },
       [&](int thread, int team) {
@@ -57,7 +60,7 @@ StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<Step
           const Chunk& chunk = pass.chunks()[i];
           const Span& grad = pass.span(chunk);
           const StepTarget& target = targets[chunk.span];
-          double factor = stepped.grad_factor;
+          double factor = given.size() > 1 ? given[chunk.span] / options.grad_scale : stepped.grad_factor;
           if (options.write_grads && changes_values(factor, grad.dtype)) {
             pass.table().scale[index(grad.dtype)](chunk.data(grad), chunk.numel, factor);
             factor = 1.0;

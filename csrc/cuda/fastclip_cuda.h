@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define FASTCLIP_CUDA_ABI_VERSION 2
+#define FASTCLIP_CUDA_ABI_VERSION 3
 
 #if defined(__GNUC__)
 #define FASTCLIP_CUDA_API __attribute__((visibility("default")))
@@ -92,6 +92,12 @@ typedef struct {
 typedef struct {
   double norm_type;  // p > 0 or inf
   double max_norm;
+  const double* max_norm_on_device;  // in the place of `max_norm`; NULL: `max_norm` counts
+  // What to multiply the gradients by, one for all or one per span, where the caller knows it. Nothing is
+  // measured then, and total_norm, clip_coef and skipped are read, not written. NULL: it follows from the
+  // norm.
+  const double* given_coefs;
+  uint8_t given_per_span;
   const float* grad_scale;  // the gradients are this many times too large; NULL: they are not
   const float* found_inf;   // not 0 skips the step; NULL: nothing does
   uint8_t skip_nonfinite;   // a norm that is nan or inf skips the step
@@ -112,18 +118,23 @@ FASTCLIP_CUDA_API int fastclip_cuda_probe(int device);
 FASTCLIP_CUDA_API int fastclip_cuda_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes);
 
 // The p-norm of all elements together (norm_type: p > 0 or inf), as float32 or float64 as `norm_dtype`
-// says, and the coefficient min(1, max_norm / (norm + 1e-6)). One launch; every byte is read once.
+// says, and the coefficient min(1, max_norm / (norm + 1e-6)). One launch; every byte is read once. Here and
+// below, *max_norm_on_device takes the place of `max_norm` unless it is NULL.
 FASTCLIP_CUDA_API int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type,
-                                               double max_norm, int norm_dtype, void* total_norm,
-                                               double* coefficient);
-// total_norm, then scale by the coefficient. Two launches; one if max_norm is inf.
+                                               double max_norm, const double* max_norm_on_device,
+                                               int norm_dtype, void* total_norm, double* coefficient);
+// total_norm, then scale by the coefficient. Two launches; one if max_norm is the number inf.
 FASTCLIP_CUDA_API int fastclip_cuda_clip_grad_norm(const FastclipCudaCall* call, double norm_type,
-                                                   double max_norm, int norm_dtype, void* total_norm);
-// Multiplies every span by *coefficient. One launch, which writes nothing if the coefficient is 1.
-FASTCLIP_CUDA_API int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficient);
+                                                   double max_norm, const double* max_norm_on_device,
+                                                   int norm_dtype, void* total_norm);
+// Multiplies every span by *coefficients or, with `per_span`, spans[i] by coefficients[i]. One launch, which
+// writes nothing where the coefficient is 1.
+FASTCLIP_CUDA_API int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficients,
+                                          int per_span);
 // Multiplies every span by min(1, max_norm / (*total_norm + 1e-6)). One launch, likewise.
 FASTCLIP_CUDA_API int fastclip_cuda_clip_grads_with_norm(const FastclipCudaCall* call, double max_norm,
-                                                         int norm_dtype, const void* total_norm);
+                                                         const double* max_norm_on_device, int norm_dtype,
+                                                         const void* total_norm);
 // The p-norm of each span: num_spans values of `norm_dtype`. Two launches.
 FASTCLIP_CUDA_API int fastclip_cuda_norms(const FastclipCudaCall* call, double norm_type, int norm_dtype,
                                           void* norms);

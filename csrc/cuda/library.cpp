@@ -66,18 +66,17 @@ Grid writing_grid(const Table& table, Grid grid) {
   return {table.overlapping ? 1 : grid.num_blocks, grid.stream};
 }
 
-int total_norm_call(const FastclipCudaCall& call, double norm_type, double max_norm, int norm_dtype,
-                    void* norm, double* coefficient, bool apply) {
+int total_norm_call(const FastclipCudaCall& call, double norm_type, const NormOutput& output, bool apply) {
   Measure measure;
   if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
   return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    const NormOutput output{norm, norm_dtype == FASTCLIP_CUDA_FLOAT64, coefficient, max_norm};
     const cudaError_t error = total_norm(*prepared.table, grid, measure, norm_type,
                                          partials_in(call.workspace), prepared.ticket, output);
     // An infinite max_norm is how trainers ask for the norm alone.
-    if (error != cudaSuccess || !apply || max_norm == INFINITY) return error;
+    const bool measures_only = output.max_norm == INFINITY && output.max_norm_on_device == nullptr;
+    if (error != cudaSuccess || !apply || measures_only) return error;
     return scale(*prepared.table, writing_grid(*prepared.table, grid),
-                 {coefficient, Coefficient::Source::kCoefficient, 0});
+                 {output.coefficient, Coefficient::Source::kOne});
   });
 }
 
@@ -102,10 +101,12 @@ int step_call(const FastclipCudaCall& call, const FastclipCudaStepTarget* target
   if (!to_measure(options.norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
   return run_call(call, targets, [&](const Context::Prepared& prepared, Grid grid) -> int {
     double* const norm = static_cast<double*>(call.workspace);
-    const cudaError_t error =
-        total_norm(*prepared.table, grid, measure, options.norm_type, partials_in(call.workspace),
-                   prepared.ticket, {norm, true, nullptr, INFINITY});
-    if (error != cudaSuccess) return error;
+    if (options.given_coefs == nullptr) {
+      const cudaError_t error =
+          total_norm(*prepared.table, grid, measure, options.norm_type, partials_in(call.workspace),
+                     prepared.ticket, {norm, true, nullptr, INFINITY, nullptr});
+      if (error != cudaSuccess) return error;
+    }
     void* const scratch = static_cast<char*>(call.workspace) + step_scratch_offset(grid.num_blocks);
     const Grid update{std::min(grid.num_blocks, prepared.max_update_blocks), grid.stream};
     return step(*prepared.table, *prepared.targets, rules, num_rules, options, {norm, scratch}, update);
@@ -158,38 +159,45 @@ int fastclip_cuda_step_workspace_bytes(int device, int64_t num_spans, int64_t* n
   });
 }
 
-int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type, double max_norm, int norm_dtype,
-                             void* total_norm, double* coefficient) {
-  return total_norm_call(*call, norm_type, max_norm, norm_dtype, total_norm, coefficient, false);
+int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type, double max_norm,
+                             const double* max_norm_on_device, int norm_dtype, void* total_norm,
+                             double* coefficient) {
+  const bool is_float64 = norm_dtype == FASTCLIP_CUDA_FLOAT64;
+  return total_norm_call(*call, norm_type,
+                         {total_norm, is_float64, coefficient, max_norm, max_norm_on_device}, false);
 }
 
 int fastclip_cuda_clip_grad_norm(const FastclipCudaCall* call, double norm_type, double max_norm,
-                                 int norm_dtype, void* total_norm) {
-  return total_norm_call(*call, norm_type, max_norm, norm_dtype, total_norm, coefficient_in(call->workspace),
-                         true);
+                                 const double* max_norm_on_device, int norm_dtype, void* total_norm) {
+  const bool is_float64 = norm_dtype == FASTCLIP_CUDA_FLOAT64;
+  double* const coefficient = coefficient_in(call->workspace);
+  return total_norm_call(*call, norm_type,
+                         {total_norm, is_float64, coefficient, max_norm, max_norm_on_device}, true);
 }
 
-int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficient) {
-  return scale_call(*call, {coefficient, Coefficient::Source::kCoefficient, 0});
+int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficients, int per_span) {
+  const auto source = per_span != 0 ? Coefficient::Source::kPerSpan : Coefficient::Source::kOne;
+  return scale_call(*call, {coefficients, source});
 }
 
-int fastclip_cuda_clip_grads_with_norm(const FastclipCudaCall* call, double max_norm, int norm_dtype,
+int fastclip_cuda_clip_grads_with_norm(const FastclipCudaCall* call, double max_norm,
+                                       const double* max_norm_on_device, int norm_dtype,
                                        const void* total_norm) {
-  if (max_norm == INFINITY) return FASTCLIP_CUDA_OK;
+  if (max_norm == INFINITY && max_norm_on_device == nullptr) return FASTCLIP_CUDA_OK;
   const auto source = norm_dtype == FASTCLIP_CUDA_FLOAT64 ? Coefficient::Source::kFloat64Norm
                                                           : Coefficient::Source::kFloat32Norm;
-  return scale_call(*call, {total_norm, source, max_norm});
+  return scale_call(*call, {total_norm, source, max_norm, max_norm_on_device});
 }
 
 int fastclip_cuda_norms(const FastclipCudaCall* call, double norm_type, int norm_dtype, void* norms) {
   Measure measure;
   if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
   return span_norms_call(*call, measure, norm_type,
-                         {norms, norm_dtype == FASTCLIP_CUDA_FLOAT64, nullptr, INFINITY});
+                         {norms, norm_dtype == FASTCLIP_CUDA_FLOAT64, nullptr, INFINITY, nullptr});
 }
 
 int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts) {
-  return span_norms_call(*call, Measure::kNonfinite, 0, {counts, false, nullptr, INFINITY});
+  return span_norms_call(*call, Measure::kNonfinite, 0, {counts, false, nullptr, INFINITY, nullptr});
 }
 
 int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit) {

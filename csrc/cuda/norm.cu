@@ -87,8 +87,8 @@ __device__ void write(const Accumulator& total, double p, const NormOutput& outp
     static_cast<float*>(output.values)[index] = static_cast<float>(norm);
   }
   if (output.coefficient != nullptr) {
-    // An infinite max_norm asks for the norm alone.
-    *output.coefficient = output.max_norm == INFINITY ? 1.0 : clip_coefficient(norm, output.max_norm);
+    const double* const on_device = output.max_norm_on_device;
+    *output.coefficient = clip_coefficient(norm, on_device != nullptr ? *on_device : output.max_norm);
   }
 }
 

@@ -17,6 +17,7 @@ struct NormOutput {
   bool is_float64;
   double* coefficient;
   double max_norm;
+  const double* max_norm_on_device;  // in the place of `max_norm`, or NULL
 };
 
 // `partials` holds grid.num_blocks accumulators; *ticket is 0 and is 0 again afterwards. At most one call at

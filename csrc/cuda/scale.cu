@@ -37,12 +37,16 @@ __device__ void update_backwards(const Piece<T>& piece, Update update) {
   }
 }
 
+// Of all spans; that of the first where each has one of its own.
 __device__ double coefficient_of(const Coefficient& coefficient) {
+  const double* const on_device = coefficient.max_norm_on_device;
   switch (coefficient.source) {
     case Coefficient::Source::kFloat32Norm:
-      return clip_coefficient(*static_cast<const float*>(coefficient.on_device), coefficient.max_norm);
+      return clip_coefficient(*static_cast<const float*>(coefficient.on_device),
+                              on_device != nullptr ? *on_device : coefficient.max_norm);
     case Coefficient::Source::kFloat64Norm:
-      return clip_coefficient(*static_cast<const double*>(coefficient.on_device), coefficient.max_norm);
+      return clip_coefficient(*static_cast<const double*>(coefficient.on_device),
+                              on_device != nullptr ? *on_device : coefficient.max_norm);
     default:
       return *static_cast<const double*>(coefficient.on_device);
   }
@@ -76,7 +80,7 @@ __device__ bool clamp_to(T& x, double limit) {
   return widen(x) < before || widen(x) > before;
 }
 
-// Multiply every span by the coefficient, unless it is 1.
+// Multiply every span by the coefficient, or by its own, unless that is 1.
 //
 // Math      x = x * coefficient; in float32 for elements of 32 bits and fewer, rounded once when stored.
 // Grid      as accumulate, so that each block meets again what it read, backwards: what accumulate read last
@@ -92,10 +96,12 @@ template <int kEntries>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     scale_spans(const __grid_constant__ TableArgument<kEntries> table,
                 const __grid_constant__ Coefficient source) {
-  const double coefficient = coefficient_of(source);
-  if (coefficient == 1.0) return;
-  visit_backwards(table, [&](uint32_t, const auto& piece) {
+  const bool per_span = source.source == Coefficient::Source::kPerSpan;
+  const double shared = coefficient_of(source);
+  if (!per_span && shared == 1.0) return;
+  visit_backwards(table, [&](uint32_t span, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
+    const double coefficient = per_span ? static_cast<const double*>(source.on_device)[span] : shared;
     if (!changes_values(coefficient, dtype_of(T{}))) return;
     update_backwards<kLoadsInFlight>(piece, [&](T& x) { return multiply(x, coefficient); });
   });

@@ -5,14 +5,15 @@
 
 namespace fastclip::cuda {
 
-// Where the coefficient comes from: a coefficient, or a norm from which it is min(1, max_norm / (norm +
-// 1e-6)).
+// Where the coefficient comes from: one for all spans, one for each, or a norm from which it is min(1,
+// max_norm / (norm + 1e-6)).
 struct Coefficient {
-  enum class Source { kCoefficient, kFloat32Norm, kFloat64Norm };
+  enum class Source { kOne, kPerSpan, kFloat32Norm, kFloat64Norm };
 
   const void* on_device;
   Source source;
-  double max_norm;
+  double max_norm = 0;
+  const double* max_norm_on_device = nullptr;  // in the place of `max_norm`, or NULL
 };
 
 cudaError_t scale(const Table& table, Grid grid, const Coefficient& coefficient);

@@ -7,7 +7,6 @@ namespace {
 
 // What settle_step leaves for update_spans: first this, then one SpanStep per span.
 struct alignas(16) StepHeader {
-  double grad_factor;
   bool skipped;
 };
 
@@ -55,6 +54,7 @@ struct Step<FastclipCudaSgdRule> {
 template <class Rule>
 struct SpanStep {
   typename Step<Rule>::Coefficients coefficients;
+  double grad_factor;
   bool maximize;
 };
 
@@ -104,11 +104,27 @@ __device__ double count(const FastclipCudaStepTarget& target) {
   return load(target.step, target.step_dtype);
 }
 
+// What follows from the norm or, where the caller knows what to do, just that.
+__device__ StepVerdict verdict_of(const FastclipCudaStepOptions& options, const double* scaled_norm) {
+  const double scale = options.grad_scale != nullptr ? *options.grad_scale : 1.0;
+  if (options.given_coefs != nullptr) {
+    return {load(options.total_norm, options.norm_dtype), load(options.clip_coef, options.norm_dtype),
+            *options.skipped != 0, *options.given_coefs / scale};
+  }
+  const double max_norm =
+      options.max_norm_on_device != nullptr ? *options.max_norm_on_device : options.max_norm;
+  StepVerdict verdict = step_verdict(*scaled_norm, scale, max_norm, options.skip_nonfinite != 0);
+  if (options.found_inf != nullptr && *options.found_inf != 0) verdict.skipped = true;
+  return verdict;
+}
+
 // Says what became of the step and counts it as it is said, rounded to the type of the norm.
 __device__ void report(const FastclipCudaStepOptions& options, const StepVerdict& verdict) {
-  store(options.total_norm, options.norm_dtype, verdict.total_norm);
-  store(options.clip_coef, options.norm_dtype, verdict.coef);
-  *options.skipped = verdict.skipped;
+  if (options.given_coefs == nullptr) {
+    store(options.total_norm, options.norm_dtype, verdict.total_norm);
+    store(options.clip_coef, options.norm_dtype, verdict.coef);
+    *options.skipped = verdict.skipped;
+  }
   double* const counts = options.counts;
   if (counts == nullptr) return;
   const double norm = load(options.total_norm, options.norm_dtype);
@@ -121,10 +137,11 @@ __device__ void report(const FastclipCudaStepOptions& options, const StepVerdict
 
 // Finalize: from the norm to what each span is updated with.
 //
-// Math      norm / scale, the clip coefficient, whether to skip (finalize.h); unless skipped, step + 1 and,
+// Math      norm / scale, the clip coefficient, whether to skip (finalize.h), or all that as the caller gives
+//           it; unless skipped, step + 1 and,
 //           for Adam, lr / (1 - beta1^step) and sqrt(1 - beta2^step) in float64.
 // Grid      one thread per span.
-// Traffic   reads 48 bytes per span; reads and writes its counter; writes up to 72 bytes per span.
+// Traffic   reads 48 bytes per span; reads and writes its counter; writes up to 80 bytes per span.
 // Order     elementwise; every thread works out the same verdict from the norm.
 // Requires  counters of their own for each span; the spans of a rule lie side by side.
 // Range     a norm that is nan or inf skips, or gives a coefficient of nan or 0. A float32 counter stays at
@@ -137,14 +154,10 @@ __global__ void __launch_bounds__(kThreads)
     settle_step(const __grid_constant__ RuleArgument<Rule, kRules> share,
                 const __grid_constant__ SettleArguments<Rule> arguments) {
   const FastclipCudaStepOptions& options = arguments.options;
-  const double scale = options.grad_scale != nullptr ? *options.grad_scale : 1.0;
-  StepVerdict verdict =
-      step_verdict(*arguments.scaled_norm, scale, options.max_norm, options.skip_nonfinite != 0);
-  if (options.found_inf != nullptr && *options.found_inf != 0) verdict.skipped = true;
-
+  const StepVerdict verdict = verdict_of(options, arguments.scaled_norm);
   const uint32_t place = blockIdx.x * kThreads + threadIdx.x;
   if (place == 0 && share.first_rule == 0) {
-    *arguments.header = {verdict.grad_factor, verdict.skipped};
+    *arguments.header = {verdict.skipped};
     report(options, verdict);
   }
   const uint32_t span = share.first_span + place;
@@ -152,7 +165,11 @@ __global__ void __launch_bounds__(kThreads)
   const FastclipCudaStepTarget& target = arguments.targets[span];
   const Rule& rule = share.rules[target.rule - share.first_rule];
   const double lr = rule.lr_on_device != nullptr ? load(rule.lr_on_device, rule.lr_dtype) : rule.lr;
-  arguments.steps[span] = {Step<Rule>::coefficients(rule, lr, count(target)), rule.maximize != 0};
+  double factor = verdict.grad_factor;
+  if (options.given_per_span != 0) {
+    factor = options.given_coefs[span] / (options.grad_scale != nullptr ? *options.grad_scale : 1.0);
+  }
+  arguments.steps[span] = {Step<Rule>::coefficients(rule, lr, count(target)), factor, rule.maximize != 0};
 }
 
 // Apply, inside the optimizer: update every parameter and its state from the clipped gradient.
@@ -180,14 +197,13 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocksPerMultiprocessor)
     update_spans(const __grid_constant__ TableArgument<kEntries> table,
                  const __grid_constant__ UpdateArguments<Rule> arguments) {
   if (arguments.header->skipped) return;
-  const double grad_factor = arguments.header->grad_factor;
   visit_backwards(table, [&](uint32_t span, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
     using Real = typename Arithmetic<T>::Real;
     const FastclipCudaStepTarget& target = arguments.targets[span];
     const SpanStep<Rule>& step = arguments.steps[span];
-    const bool written = arguments.write_grads && changes_values(grad_factor, dtype_of(T{}));
-    const GradFactor<Real> factor{static_cast<Real>(grad_factor), step.maximize, written};
+    const bool written = arguments.write_grads && changes_values(step.grad_factor, dtype_of(T{}));
+    const GradFactor<Real> factor{static_cast<Real>(step.grad_factor), step.maximize, written};
     Step<Rule>::template with_update<Real>(step.coefficients, target, [&](const auto& update) {
       if (sizeof(T) == 2 && target.state_dtype == FASTCLIP_CUDA_FLOAT32) {
         update_piece<Real>(piece, target, update, factor);

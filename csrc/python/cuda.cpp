@@ -14,6 +14,8 @@ namespace {
 
 void* pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
+double* doubles(uintptr_t address) { return static_cast<double*>(pointer(address)); }
+
 int norm_dtype(bool is_float64) { return is_float64 ? FASTCLIP_CUDA_FLOAT64 : FASTCLIP_CUDA_FLOAT32; }
 
 int num_cuda_devices() {
@@ -37,29 +39,32 @@ class CudaTensors : public HeldTensors {
     return nbytes;
   }
 
-  std::string total_norm(double p, double max_norm, uintptr_t norm, bool norm_is_float64,
-                         uintptr_t coefficient, uintptr_t workspace) const {
+  // Addresses are on the device; 0 is NULL.
+  std::string total_norm(double p, double max_norm, uintptr_t max_norm_on_device, uintptr_t norm,
+                         bool norm_is_float64, uintptr_t coefficient, uintptr_t workspace) const {
     const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
-    return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, norm_dtype(norm_is_float64),
-                                                   pointer(norm),
-                                                   static_cast<double*>(pointer(coefficient))));
+    return reason_of(CudaLibrary::get().total_norm(&call, p, max_norm, doubles(max_norm_on_device),
+                                                   norm_dtype(norm_is_float64), pointer(norm),
+                                                   doubles(coefficient)));
   }
 
-  std::string clip_grad_norm(double max_norm, double p, uintptr_t norm, uintptr_t workspace) const {
+  std::string clip_grad_norm(double max_norm, uintptr_t max_norm_on_device, double p, uintptr_t norm,
+                             uintptr_t workspace) const {
     const auto call = cuda_call(list_.spans(), list_.device(), pointer(workspace));
-    return reason_of(
-        CudaLibrary::get().clip_grad_norm(&call, p, max_norm, norm_dtype(has_float64()), pointer(norm)));
+    return reason_of(CudaLibrary::get().clip_grad_norm(&call, p, max_norm, doubles(max_norm_on_device),
+                                                       norm_dtype(has_float64()), pointer(norm)));
   }
 
-  std::string scale(uintptr_t coefficient) const {
+  std::string scale(uintptr_t coefficients, bool per_span) const {
     const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
-    return reason_of(CudaLibrary::get().scale(&call, static_cast<double*>(pointer(coefficient))));
+    return reason_of(CudaLibrary::get().scale(&call, doubles(coefficients), per_span));
   }
 
-  std::string clip_grads_with_norm(double max_norm, uintptr_t norm, bool norm_is_float64) const {
+  std::string clip_grads_with_norm(double max_norm, uintptr_t max_norm_on_device, uintptr_t norm,
+                                   bool norm_is_float64) const {
     const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
-    return reason_of(
-        CudaLibrary::get().clip_grads_with_norm(&call, max_norm, norm_dtype(norm_is_float64), pointer(norm)));
+    return reason_of(CudaLibrary::get().clip_grads_with_norm(&call, max_norm, doubles(max_norm_on_device),
+                                                             norm_dtype(norm_is_float64), pointer(norm)));
   }
 
   std::string norms(double p, uintptr_t norms, bool norms_are_float64, uintptr_t workspace) const {
@@ -91,12 +96,13 @@ void bind_cuda(py::module_& m) {
       .def_static("collect", &HeldTensors::collect<CudaTensors>, "list"_a, "of_gradients"_a, "device_type"_a,
                   "CudaTensors, or why the list is not for the library.")
       .def_property_readonly("workspace_bytes", &CudaTensors::workspace_bytes)
-      .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "norm"_a, "norm_is_float64"_a,
-           "coefficient"_a, "workspace"_a)
-      .def("clip_grad_norm", &CudaTensors::clip_grad_norm, "max_norm"_a, "p"_a, "norm"_a, "workspace"_a)
-      .def("scale", &CudaTensors::scale, "coefficient"_a)
-      .def("clip_grads_with_norm", &CudaTensors::clip_grads_with_norm, "max_norm"_a, "norm"_a,
-           "norm_is_float64"_a)
+      .def("total_norm", &CudaTensors::total_norm, "p"_a, "max_norm"_a, "max_norm_on_device"_a, "norm"_a,
+           "norm_is_float64"_a, "coefficient"_a, "workspace"_a)
+      .def("clip_grad_norm", &CudaTensors::clip_grad_norm, "max_norm"_a, "max_norm_on_device"_a, "p"_a,
+           "norm"_a, "workspace"_a)
+      .def("scale", &CudaTensors::scale, "coefficients"_a, "per_span"_a)
+      .def("clip_grads_with_norm", &CudaTensors::clip_grads_with_norm, "max_norm"_a, "max_norm_on_device"_a,
+           "norm"_a, "norm_is_float64"_a)
       .def("norms", &CudaTensors::norms, "p"_a, "norms"_a, "norms_are_float64"_a, "workspace"_a)
       .def("count_nonfinite", &CudaTensors::count_nonfinite, "counts"_a, "workspace"_a)
       .def("clamp", &CudaTensors::clamp, "limit"_a);

@@ -82,8 +82,10 @@ class CudaStep : public HeldStep {
 
   // Returns a CudaStep, or the reason why there is none.
   static py::object collect(const py::list& groups, const py::dict& state, const py::set& fresh,
-                            bool write_grads, int32_t device_type) {
-    auto step = std::make_unique<CudaStep>(StepKernels{device_type, false, true}, state, fresh);
+                            bool write_grads, int32_t device_type, const py::object& dtensor,
+                            const py::dict& gradients) {
+    auto step = std::make_unique<CudaStep>(StepKernels{device_type, false, true}, state, fresh,
+                                           StepShards{dtensor.ptr(), gradients.ptr()});
     const std::string reason = step->HeldStep::collect(groups, Group::kReader, write_grads);
     if (!reason.empty()) return py::str(reason);
     const auto read = groups_of<Group>(groups);
@@ -101,17 +103,21 @@ class CudaStep : public HeldStep {
   }
 
   // Pointers are addresses on the device; 0 is NULL.
-  std::string run(double p, double max_norm, bool skip_nonfinite, bool write_grads,
-                  const py::int_& grad_scale, const py::int_& found_inf, const py::int_& total_norm,
+  std::string run(double p, double max_norm, const py::int_& max_norm_on_device, const py::int_& given_coefs,
+                  bool given_per_span, bool skip_nonfinite, bool write_grads, const py::int_& grad_scale,
+                  const py::int_& found_inf, bool norm_is_float64, const py::int_& total_norm,
                   const py::int_& clip_coef, const py::int_& skipped, const py::int_& counts,
                   const py::int_& workspace) const {
     const FastclipCudaStepOptions options{p,
                                           max_norm,
+                                          pointer<double>(max_norm_on_device),
+                                          pointer<double>(given_coefs),
+                                          given_per_span,
                                           pointer<float>(grad_scale),
                                           pointer<float>(found_inf),
                                           skip_nonfinite,
                                           write_grads,
-                                          float_dtype(has_float64()),
+                                          float_dtype(norm_is_float64),
                                           pointer<void>(total_norm),
                                           pointer<void>(clip_coef),
                                           pointer<uint8_t>(skipped),
@@ -140,10 +146,11 @@ void define(py::module_& m, const char* name) {
   using Step = CudaStep<Group>;
   py::class_<Step, HeldStep>(m, name)
       .def_static("collect", &Step::collect, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a,
-                  "device_type"_a, "The step, or why it is not for the library.")
+                  "device_type"_a, "dtensor"_a, "gradients"_a, "The step, or why it is not for the library.")
       .def_property_readonly("workspace_bytes", &Step::workspace_bytes)
-      .def("run", &Step::run, "p"_a, "max_norm"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a,
-           "found_inf"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a, "workspace"_a);
+      .def("run", &Step::run, "p"_a, "max_norm"_a, "max_norm_on_device"_a, "given_coefs"_a,
+           "given_per_span"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a, "found_inf"_a,
+           "norm_is_float64"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a, "workspace"_a);
 }
 
 }  // namespace

@@ -87,6 +87,29 @@ py::object clip_grads_with_norm(const py::list& parameters, double max_norm, dou
   return py::none();
 }
 
+// One coefficient for all, or one for each gradient.
+py::object scale_grads(const py::list& parameters, const std::vector<double>& coefs, int num_threads) {
+  TensorList grads;
+  if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
+    return py::str(reason);
+  }
+  if (coefs.size() != 1 && coefs.size() != grads.spans().size()) {
+    return py::str("the number of coefficients is neither 1 nor that of the gradients");
+  }
+  without_gil(grads.nbytes(), [&] {
+    if (coefs.size() == 1) {
+      cpu::scale(grads.spans(), coefs[0], num_threads);
+    } else {
+      cpu::scale_each(grads.spans(), coefs, num_threads);
+    }
+    return true;
+  });
+  increment_versions(grads, [&](size_t i) {
+    return changes_values(coefs.size() == 1 ? coefs[0] : coefs[i], grads.spans()[i].dtype);
+  });
+  return py::none();
+}
+
 py::object clip_grad_value(const py::list& parameters, double clip_value, int num_threads) {
   TensorList grads;
   if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
@@ -159,6 +182,7 @@ PYBIND11_MODULE(_C, m) {
         "num_threads"_a, "(norm, any float64), or None without gradients.");
   m.def("clip_grads_with_norm_", &clip_grads_with_norm, "parameters"_a, "max_norm"_a, "total_norm"_a,
         "num_threads"_a, "None.");
+  m.def("scale_grads_", &scale_grads, "parameters"_a, "coefs"_a, "num_threads"_a, "None.");
   m.def("clip_grad_value_", &clip_grad_value, "parameters"_a, "clip_value"_a, "num_threads"_a,
         "The number of gradients.");
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");

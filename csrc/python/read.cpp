@@ -17,8 +17,9 @@ py::list to_list(const std::vector<PyObject*>& tensors) {
 
 template <GroupReader reader>
 py::object read_step(const py::list& groups, const py::dict& state, const py::set& fresh, bool write_grads,
-                     int32_t device_type) {
-  auto step = std::make_unique<HeldStep>(StepKernels{device_type, false, false}, state, fresh);
+                     int32_t device_type, const py::object& dtensor, const py::dict& gradients) {
+  auto step = std::make_unique<HeldStep>(StepKernels{device_type, false, false}, state, fresh,
+                                         StepShards{dtensor.ptr(), gradients.ptr()});
   const std::string reason = step->collect(groups, reader, write_grads);
   if (!reason.empty()) return py::str(reason);
   return py::cast(std::move(step));
@@ -191,8 +192,8 @@ void bind_read(py::module_& m) {
       .def("rows", &HeldStep::rows, "(n, 11) int64, see fastclip/kernels/step_table.py.")
       .def("increment_versions", &HeldStep::increment_versions, "with_grads"_a);
   const auto define = [&m](const char* name, auto function) {
-    m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a, "device_type"_a,
-          "A Step whose state is of the parameters' dtypes, or why there is none.");
+    m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a, "device_type"_a, "dtensor"_a,
+          "gradients"_a, "A Step whose state is of the parameters' dtypes, or why there is none.");
   };
   define("read_adam_step", &read_step<adam_group>);
   define("read_sgd_step", &read_step<sgd_group>);

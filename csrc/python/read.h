@@ -44,8 +44,8 @@ class HeldTensors {
 // on `counted_on_cpu` a counter that no kernel can reach. Whole if both are empty.
 class HeldStep {
  public:
-  HeldStep(StepKernels kernels, const pybind11::dict& state, const pybind11::set& fresh)
-      : list_(kernels, state.ptr(), fresh.ptr()) {}
+  HeldStep(StepKernels kernels, const pybind11::dict& state, const pybind11::set& fresh, StepShards shards)
+      : list_(kernels, state.ptr(), fresh.ptr(), shards) {}
 
   // Returns an empty string, or why the step is not for the kernels.
   std::string collect(const pybind11::list& groups, GroupReader* reader, bool write_grads);

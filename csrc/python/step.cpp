@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,7 +57,7 @@ struct SgdGroup {
 template <class Group>
 py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
                 double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads,
-                std::optional<double> given_norm, const py::object& dtensor, const py::dict& gradients) {
+                std::vector<double> given_coefs, const py::object& dtensor, const py::dict& gradients) {
   StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr(), {dtensor.ptr(), gradients.ptr()});
   if (const std::string reason = collect(list, groups, Group::kReader); !reason.empty()) {
     return py::str(reason);
@@ -70,14 +69,20 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
   }
   if (list.grads().empty()) return py::none();
   if (list.check_overlap(write_grads) == StepList::Outcome::kDeclined) return py::str(list.reason());
-  if (!given_norm && std::isinf(p) && list.has_empty())
+  const bool is_given = !given_coefs.empty();
+  const size_t num_coefs = given_coefs.size();
+  if (num_coefs > 1 && num_coefs != list.grads().size()) {
+    return py::str("the number of coefficients is not that of the gradients");
+  }
+  if (!is_given && std::isinf(p) && list.has_empty()) {
     return py::str("a gradient is empty, which has no inf-norm");
+  }
   std::vector<cpu::StepRule> rules;
   rules.reserve(list.rules().size());
   const auto read = groups_of<Group>(groups);
   for (const StepRuleUse& use : list.rules()) rules.push_back(read[use.group].rule(use.step, use.fresh));
   const cpu::StepOptions options{cpu::NormType(p), max_norm,    grad_scale,
-                                 skip_nonfinite,   write_grads, given_norm};
+                                 skip_nonfinite,   write_grads, std::move(given_coefs)};
   const auto stepped = without_gil(list.nbytes(), [&] {
     return cpu::clip_and_step(list.grads(), list.targets(), rules, options, num_threads);
   });
@@ -85,7 +90,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
     list.commit();
     // Autograd may hold parameters and gradients; the state is the optimizer's own.
     increment_versions(list.param_tensors());
-    if (write_grads && stepped.grad_factor != 1.0) increment_versions(list.grad_tensors());
+    if (write_grads && (num_coefs > 1 || stepped.grad_factor != 1.0)) increment_versions(list.grad_tensors());
   }
   list.prepare_next();
   // Rounded as the tensors will be that they become: a norm beyond float32 is inf there.
@@ -102,7 +107,7 @@ void bind_step(py::module_& m) {
   using namespace pybind11::literals;
   const auto define = [&m](const char* name, auto function) {
     m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,
-          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_norm"_a, "dtensor"_a, "gradients"_a,
+          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_coefs"_a, "dtensor"_a, "gradients"_a,
           "(norm, coefficient, skipped, any float64), None, [parameters without state] or a reason.");
   };
   define("adam_step", &step<AdamGroup>);

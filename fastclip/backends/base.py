@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,7 +20,8 @@ class Declined:
 class Backend(Protocol):
     """What a backend module offers.
 
-    `parameters` and `tensors` are lists. `norm_type` is a float. Every function may answer with `Declined`.
+    `parameters` and `tensors` are lists. `norm_type` is a float, and `max_norm` one or a 0-dim tensor. Every
+    function may answer with `Declined`.
     """
 
     def unavailable_reason(self) -> str | None:
@@ -39,16 +41,19 @@ class Backend(Protocol):
     def clip_grad_norm_(
         self,
         parameters: list[Tensor],
-        max_norm: float,
+        max_norm: float | Tensor,
         norm_type: float,
         keep_nonfinite: bool,
     ) -> Tensor | Declined:
         """Clip and return the total norm; with `keep_nonfinite` a non-finite norm changes nothing."""
 
     def clip_grads_with_norm_(
-        self, parameters: list[Tensor], max_norm: float, total_norm: Tensor
+        self, parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor
     ) -> Declined | None:
         """Multiply each gradient by min(1, max_norm / (total_norm + 1e-6))."""
+
+    def scale_grads_(self, parameters: list[Tensor], coefs: Tensor) -> Declined | None:
+        """Multiply all gradients by the one coefficient, or each by its own; 1-dim."""
 
     def clip_grad_value_(self, parameters: list[Tensor], clip_value: float) -> Declined | None:
         """Clamp each gradient to [-clip_value, clip_value]."""
@@ -60,6 +65,23 @@ class Backend(Protocol):
 
     def count_nonfinite(self, tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
         """Return (position, number of nan, number of inf) of each tensor that has any."""
+
+
+def threshold_on(device: torch.device, max_norm: float | Tensor) -> float | Tensor:
+    """Return a threshold as kernels on a device take it: a number, or a 0-dim float64 beside the gradients.
+
+    A device takes what the host has as a number; nothing waits, whatever the threshold is on.
+    """
+    if not isinstance(max_norm, Tensor):
+        return max_norm
+    if max_norm.device.type == "cpu" and device.type != "cpu":
+        return float(max_norm)
+    return max_norm.detach().to(device, torch.float64, non_blocking=True)
+
+
+def measures_only(max_norm: float | Tensor) -> bool:
+    """Whether the norm alone is asked for: by the number inf; a tensor is not looked at, which may wait."""
+    return not isinstance(max_norm, Tensor) and max_norm == math.inf
 
 
 @dataclass(frozen=True)

@@ -61,25 +61,32 @@ def total_norm(
 
 
 def clip_grad_norm_(
-    parameters: list[Tensor], max_norm: float, norm_type: float, keep_nonfinite: bool
+    parameters: list[Tensor], max_norm: float | Tensor, norm_type: float, keep_nonfinite: bool
 ) -> Tensor | Declined:
     """Clip in one call; reads every byte once, and reads and writes it once more if the norm is above."""
     if not norm_type > 0:
         return _no_kernel(norm_type)
     return _scalar(
-        _C.clip_grad_norm_(parameters, max_norm, norm_type, keep_nonfinite, torch.get_num_threads())
+        _C.clip_grad_norm_(parameters, float(max_norm), norm_type, keep_nonfinite, torch.get_num_threads())
     )
 
 
-def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> Declined | None:
+def clip_grads_with_norm_(
+    parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor
+) -> Declined | None:
     """Scale by the coefficient of a norm that is known; writes nothing if that is 1."""
     if type(total_norm) is not Tensor or total_norm.device.type != "cpu" or total_norm.dim() != 0:
         return Declined("total_norm is not a plain 0-dim tensor on the CPU")
     if total_norm.is_complex():
         return Declined("total_norm is complex")
     return _declined(
-        _C.clip_grads_with_norm_(parameters, max_norm, total_norm.item(), torch.get_num_threads())
+        _C.clip_grads_with_norm_(parameters, float(max_norm), total_norm.item(), torch.get_num_threads())
     )
+
+
+def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
+    """Scale by one coefficient or one each; reads and writes every byte whose coefficient is not 1."""
+    return _declined(_C.scale_grads_(parameters, coefs.tolist(), torch.get_num_threads()))
 
 
 def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:

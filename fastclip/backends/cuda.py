@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined
+from fastclip.backends.base import Declined, measures_only, threshold_on
 
 _C = cpu._C
 _FOLDER = Path(__file__).resolve().parents[1]
@@ -76,6 +76,7 @@ def total_norm(
     reason = found.total_norm(
         norm_type,
         math.inf,
+        0,
         norm.data_ptr(),
         norm.dtype is torch.float64,
         coefficient.data_ptr(),
@@ -85,7 +86,7 @@ def total_norm(
 
 
 def clip_grad_norm_(
-    parameters: list[Tensor], max_norm: float, norm_type: float, keep_nonfinite: bool
+    parameters: list[Tensor], max_norm: float | Tensor, norm_type: float, keep_nonfinite: bool
 ) -> Tensor | Declined:
     """Clip in two launches; reads every byte once, and reads and writes it once more if the norm is above.
 
@@ -96,29 +97,32 @@ def clip_grad_norm_(
         return found
     if not found:
         return torch.tensor(0.0)
+    limit = threshold_on(_device(found), max_norm)
     norm, workspace = _empty_norms(found, ()), _workspace(found)
     if not keep_nonfinite:
-        reason = found.clip_grad_norm(max_norm, norm_type, norm.data_ptr(), workspace.data_ptr())
-        if not reason and max_norm != math.inf:
+        reason = found.clip_grad_norm(*arguments_of(limit), norm_type, norm.data_ptr(), workspace.data_ptr())
+        if not reason and not measures_only(limit):
             increment_version(found.tensors)
         return Declined(reason) if reason else norm
 
     coefficient = _empty_coefficient(found)
     reason = found.total_norm(
         norm_type,
-        max_norm,
+        *arguments_of(limit),
         norm.data_ptr(),
         norm.dtype is torch.float64,
         coefficient.data_ptr(),
         workspace.data_ptr(),
     )
-    if not reason and max_norm != math.inf and math.isfinite(norm.item()):
-        reason = found.scale(coefficient.data_ptr())
+    if not reason and not measures_only(limit) and math.isfinite(norm.item()):
+        reason = found.scale(coefficient.data_ptr(), False)
         increment_version(found.tensors)
     return Declined(reason) if reason else norm
 
 
-def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> Declined | None:
+def clip_grads_with_norm_(
+    parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor
+) -> Declined | None:
     """Scale by the coefficient of a norm that is known; one launch, which writes nothing if that is 1."""
     found = _collect(parameters, of_gradients=True)
     if isinstance(found, Declined):
@@ -131,8 +135,27 @@ def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm:
         return Declined("total_norm is not floating point")
     if total_norm.dtype not in (torch.float32, torch.float64):
         total_norm = total_norm.float()
-    reason = found.clip_grads_with_norm(max_norm, total_norm.data_ptr(), total_norm.dtype == torch.float64)
+    limit = threshold_on(_device(found), max_norm)
+    reason = found.clip_grads_with_norm(
+        *arguments_of(limit), total_norm.data_ptr(), total_norm.dtype == torch.float64
+    )
     if reason:
+        return Declined(reason)
+    increment_version(found.tensors)
+    return None
+
+
+def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
+    """Scale by one coefficient or one each; one launch, which writes nothing where that is 1."""
+    found = _collect(parameters, of_gradients=True)
+    if isinstance(found, Declined):
+        return found
+    if not found:
+        return None
+    if coefs.device != _device(found) or coefs.numel() not in (1, len(found)):
+        return Declined("the coefficients are not on the device of the gradients, one or one for each")
+    on_device = coefs.to(torch.float64).contiguous()
+    if reason := found.scale(on_device.data_ptr(), coefs.numel() > 1):
         return Declined(reason)
     increment_version(found.tensors)
     return None
@@ -218,6 +241,11 @@ def _unusable_device(index: int) -> str | None:
 
 def _device(found: Any) -> torch.device:
     return torch.device("cuda", found.device)
+
+
+def arguments_of(max_norm: float | Tensor) -> tuple[float, int]:
+    """Return the number and the address on the device that the library takes; the address counts if not 0."""
+    return (math.inf, max_norm.data_ptr()) if isinstance(max_norm, Tensor) else (max_norm, 0)
 
 
 # Memory comes from torch's allocator, on the stream that the kernels run on: freed behind them, and inside a

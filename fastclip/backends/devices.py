@@ -7,7 +7,6 @@ tensor. Between devices only such norms move; nothing waits for a device unless 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastclip.backends import eager
-from fastclip.backends.base import Declined
+from fastclip.backends.base import Declined, measures_only
 
 _DEVICE_TYPES = ("cpu", "cuda")
 _OF_TENSORS = ("total_norm", "count_nonfinite")
 
-WRITING = ("clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_")
+WRITING = ("clip_grad_norm_", "clip_grads_with_norm_", "scale_grads_", "clip_grad_value_")
 """Operations that change the gradients."""
 
 
@@ -56,21 +55,31 @@ class Spread:
         norm = self._wide_norm(norm_type)
         return norm if isinstance(norm, Declined) else norm.to(dtype or self._returned_dtype())
 
-    def clip_grad_norm_(self, max_norm: float, norm_type: float, keep_nonfinite: bool) -> Tensor | Declined:
+    def clip_grad_norm_(
+        self, max_norm: float | Tensor, norm_type: float, keep_nonfinite: bool
+    ) -> Tensor | Declined:
         """Clip by the norm of all; each share is scaled on its device as soon as that has the norm."""
         wide = self._wide_norm(norm_type)
         if isinstance(wide, Declined):
             return wide
         norm = wide.to(self._returned_dtype())
-        if max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
+        if not measures_only(max_norm) and not (keep_nonfinite and not norm.isfinite()):
             declined = self.clip_grads_with_norm_(max_norm, wide)
             return declined or norm
         return norm
 
-    def clip_grads_with_norm_(self, max_norm: float, total_norm: Tensor) -> Declined | None:
+    def clip_grads_with_norm_(self, max_norm: float | Tensor, total_norm: Tensor) -> Declined | None:
         """Scale by the coefficient of a norm that is known."""
         norms = [_beside(share.values[0], total_norm) for share in self.shares]
         return self._write("clip_grads_with_norm_", [(max_norm, norm) for norm in norms])
+
+    def scale_grads_(self, coefs: Tensor) -> Declined | None:
+        """Multiply all gradients by the one coefficient, or each by its own."""
+        if coefs.numel() == 1:
+            return self._write("scale_grads_", [(_beside(s.values[0], coefs),) for s in self.shares])
+        own = [coefs[share.positions] for share in self.shares]
+        beside = [(_beside(share.values[0], coef),) for share, coef in zip(self.shares, own, strict=True)]
+        return self._write("scale_grads_", beside)
 
     def clip_grad_value_(self, clip_value: float) -> Declined | None:
         """Clamp each gradient to [-clip_value, clip_value]."""

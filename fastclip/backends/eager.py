@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad as torch_clip_grad
 from torch.nn.utils.clip_grad import clip_grad_value_ as _torch_clip_grad_value_
 from torch.utils._foreach_utils import _device_has_foreach_support, _has_foreach_support
 
+from fastclip.backends.base import measures_only
 from fastclip.reference import NORM_EPSILON
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -60,7 +61,7 @@ def total_norm(
 
 def clip_grad_norm_(
     parameters: list[Tensor],
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float,
     keep_nonfinite: bool,
     foreach: bool | None = None,
@@ -70,26 +71,37 @@ def clip_grad_norm_(
     with torch.no_grad():
         if not are_plain(grads):
             norm = torch_clip_grad._get_total_norm(grads, norm_type, False, foreach)
-            if max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
-                torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, norm, foreach)
+            if not measures_only(max_norm) and not (keep_nonfinite and not norm.isfinite()):
+                torch_clip_grad._clip_grads_with_norm_(parameters, float(max_norm), norm, foreach)
             return norm
         wide = _wide_norm(grads, norm_type, foreach)
         norm = _returned(wide, grads)
-        if grads and max_norm != math.inf and not (keep_nonfinite and not norm.isfinite()):
-            _scale(grads, _coefficient(max_norm, wide), foreach)
+        if grads and not measures_only(max_norm) and not (keep_nonfinite and not norm.isfinite()):
+            _scale(grads, clip_coefficient(max_norm, wide), foreach)
         return norm
 
 
 def clip_grads_with_norm_(
-    parameters: list[Tensor], max_norm: float, total_norm: Tensor, foreach: bool | None = None
+    parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor, foreach: bool | None = None
 ) -> None:
     """Multiply each gradient by min(1, max_norm / (total_norm + 1e-6)), always writing it."""
     grads = [p.grad for p in parameters if p.grad is not None]
     with torch.no_grad():
         if not are_plain(grads) or type(total_norm) not in _PLAIN_TYPES:
-            torch_clip_grad._clip_grads_with_norm_(parameters, max_norm, total_norm, foreach)
+            torch_clip_grad._clip_grads_with_norm_(parameters, float(max_norm), total_norm, foreach)
         elif grads:
-            _scale(grads, _coefficient(max_norm, _widened(total_norm)), foreach)
+            _scale(grads, clip_coefficient(max_norm, _widened(total_norm)), foreach)
+
+
+def scale_grads_(parameters: list[Tensor], coefs: Tensor, foreach: bool | None = None) -> None:
+    """Multiply all gradients by the one coefficient, or each by its own, always writing them."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    with torch.no_grad():
+        if are_plain(grads) and coefs.numel() == 1:
+            _scale(grads, coefs.reshape(()), foreach)
+            return
+        for grad, coef in zip(grads, coefs.expand(len(grads)).unbind(), strict=True):
+            grad.mul_(coef.to(grad.device, torch.float64 if grad.dtype == torch.float64 else torch.float32))
 
 
 def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -105,7 +117,7 @@ def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | 
     with torch.no_grad():
         values = [_values(position, grad) for position, grad in enumerate(grads)]
         norms = [_tensor_norm(v, norm_type) if v.numel() else v.new_zeros(()) for v in values]
-        stacked = torch.stack([n.to(grads[0].device, _wide_dtype(grads[0])) for n in norms])
+        stacked = torch.stack([n.to(grads[0].device, wide_dtype(grads[0])) for n in norms])
         return stacked.to(dtype or returned_dtype(grads))
 
 
@@ -158,12 +170,13 @@ def are_plain(tensors: list[Tensor]) -> bool:
     )
 
 
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """Return float64, or float32 where the tensor's device has none."""
     return torch.float32 if tensor.device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def _widened(norm: Tensor) -> Tensor:
-    return norm.to(torch.promote_types(norm.dtype, _wide_dtype(norm)))
+    return norm.to(torch.promote_types(norm.dtype, wide_dtype(norm)))
 
 
 def returned_dtype(tensors: list[Tensor]) -> torch.dtype:
@@ -200,11 +213,11 @@ def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) ->
     norms: list[Tensor] = []
     for group in _groups(tensors):
         if _use_foreach(group, foreach) and not _may_leave_float64(group[0].dtype, norm_type):
-            norms.extend(torch._foreach_norm(group, norm_type, dtype=_wide_dtype(group[0])))
+            norms.extend(torch._foreach_norm(group, norm_type, dtype=wide_dtype(group[0])))
         else:
             norms.extend(_tensor_norm(g, norm_type) for g in group)
     first = tensors[0]
-    here = [n.to(first.device, _wide_dtype(first)) for n in norms]
+    here = [n.to(first.device, wide_dtype(first)) for n in norms]
     return combined(here, norm_type, {t.dtype for t in tensors})
 
 
@@ -224,7 +237,7 @@ def _may_leave_float64(dtype: torch.dtype, norm_type: float) -> bool:
 
 def _tensor_norm(tensor: Tensor, norm_type: float) -> Tensor:
     """Return the norm of one tensor in the wide dtype."""
-    dtype = _wide_dtype(tensor)
+    dtype = wide_dtype(tensor)
     if _may_leave_float64(tensor.dtype, norm_type):
         return _scaled_norm(tensor.to(dtype), norm_type)
     norm: Tensor = torch.linalg.vector_norm(tensor, norm_type, dtype=dtype)
@@ -243,9 +256,15 @@ def _scaled_norm(tensor: Tensor, norm_type: float) -> Tensor:
     return norm
 
 
-def _coefficient(max_norm: float, norm: Tensor) -> Tensor:
-    coefficient: Tensor = max_norm / (norm + NORM_EPSILON)
-    return torch.clamp(coefficient, max=1.0)
+def clip_coefficient(max_norm: float | Tensor, norm: Tensor) -> Tensor:
+    """Return min(1, max_norm / (norm + 1e-6)), and 1 where max_norm is inf; of the dtype of the norm."""
+    if not isinstance(max_norm, Tensor):
+        if max_norm == math.inf:
+            return torch.ones_like(norm)
+        return torch.clamp(max_norm / (norm + NORM_EPSILON), max=1.0)
+    limit = max_norm.detach().to(norm.device, norm.dtype, non_blocking=True)
+    coef = torch.clamp(limit / (norm + NORM_EPSILON), max=1.0)
+    return torch.where(limit == math.inf, 1.0, coef)
 
 
 def _scale(grads: list[Tensor], coef: Tensor, foreach: bool | None) -> None:

@@ -25,7 +25,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined
+from fastclip.backends.base import Declined, measures_only, threshold_on
 from fastclip.kernels.table import Table, TableCache, build_table
 
 _C = cpu._C
@@ -125,7 +125,7 @@ def total_norm(tensors: list[Tensor], norm_type: float, dtype: torch.dtype | Non
 
 @_may_decline
 def clip_grad_norm_(
-    parameters: list[Tensor], max_norm: float, norm_type: float, keep_nonfinite: bool
+    parameters: list[Tensor], max_norm: float | Tensor, norm_type: float, keep_nonfinite: bool
 ) -> Tensor:
     """Clip in two launches; the second writes if the norm is above, and is left out if max_norm is inf."""
     found = _read(parameters, of_gradients=True)
@@ -133,17 +133,16 @@ def clip_grad_norm_(
         return torch.tensor(0.0)
     with _table_to_write(found, norm_type) as table:
         norm: Tensor
-        norm, coefficient = _launch().total_norm(
-            table, norm_type, _norm_dtype(found), max_norm, keep_nonfinite
-        )
-        if max_norm != math.inf:
+        limit = threshold_on(table.device, max_norm)
+        norm, coefficient = _launch().total_norm(table, norm_type, _norm_dtype(found), limit, keep_nonfinite)
+        if not measures_only(limit):
             _launch().scale(table, coefficient)
             increment_version(found.tensors)
     return norm
 
 
 @_may_decline
-def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm: Tensor) -> None:
+def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor) -> None:
     """Scale by the coefficient of a norm that is known; two launches, the second writes unless it is 1."""
     is_plain = type(total_norm) in (Tensor, torch.nn.Parameter)
     if not is_plain or total_norm.dim() != 0 or not total_norm.is_floating_point():
@@ -151,7 +150,21 @@ def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float, total_norm:
     if found := _read(parameters, of_gradients=True):
         with _table_to_write(found) as table:
             norm = total_norm.detach().to(table.device, torch.float64, non_blocking=True)
-            _launch().scale(table, _launch().clip_coefficient(norm, max_norm))
+            limit = threshold_on(table.device, max_norm)
+            _launch().scale(table, _launch().clip_coefficient(norm, limit))
+            increment_version(found.tensors)
+
+
+@_may_decline
+def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> None:
+    """Scale by one coefficient or one each; one launch, which writes nothing where that is 1."""
+    if found := _read(parameters, of_gradients=True):
+        if coefs.device != device_of(found) or coefs.numel() not in (1, len(found)):
+            raise _DeclinedError(
+                "the coefficients are not on the device of the gradients, one or one for each"
+            )
+        with _table_to_write(found) as table:
+            _launch().scale(table, coefs.to(torch.float64).contiguous(), coefs.numel() > 1)
             increment_version(found.tensors)
 
 

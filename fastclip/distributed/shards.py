@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
 from fastclip.backends import cpu
+from fastclip.backends.base import measures_only
 from fastclip.distributed import marks
 from fastclip.distributed.marks import Ranks
 from fastclip.distributed.payload import LARGEST_P, Encoding
@@ -260,15 +261,24 @@ class Shards:
         result: Tensor = wrapped
         return result
 
-    def scale(self, max_norm: float, norm: Tensor, foreach: bool | None = None) -> None:
+    def scale(self, max_norm: float | Tensor, norm: Tensor, foreach: bool | None = None) -> None:
         """Multiply what this rank holds by min(1, max_norm / (norm + 1e-6))."""
-        if norm.device.type == "cpu" and float(norm) + NORM_EPSILON <= max_norm:
+        on_host = not isinstance(max_norm, Tensor) or max_norm.device.type == "cpu"
+        if on_host and norm.device.type == "cpu" and float(norm) + NORM_EPSILON <= float(max_norm):
             return
-        if (holders := self._holders()) and max_norm != math.inf:
+        if (holders := self._holders()) and not measures_only(max_norm):
             norm = norm.to(holders[0].grad.device)
-            before = [holder.grad._version for holder in holders]
-            backends.run("clip_grads_with_norm_", holders, max_norm, norm, foreach=foreach)
-            self._tell_autograd(holders, before)
+            self._write("clip_grads_with_norm_", holders, max_norm, norm, foreach=foreach)
+
+    def multiply(self, coefs: Tensor) -> None:
+        """Multiply what this rank holds by one coefficient, or each that is there by its own; 1-dim."""
+        if holders := self._holders():
+            self._write("scale_grads_", holders, coefs.to(holders[0].grad.device))
+
+    def _write(self, operation: str, holders: list[Any], *args: Any, foreach: bool | None = None) -> None:
+        before = [holder.grad._version for holder in holders]
+        backends.run(operation, holders, *args, foreach=foreach)
+        self._tell_autograd(holders, before)
 
     def clamp(self, clip_value: float, foreach: bool | None = None) -> None:
         """Clamp every element to [-clip_value, clip_value]; partial sums are reduced for it."""

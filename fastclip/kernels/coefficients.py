@@ -2,8 +2,9 @@
 
 Math        norm / scale, coefficient = min(1, max_norm / (norm / scale + 1e-6)), factor = coefficient /
             scale. A step is skipped if found_inf is not 0 or, with skip_nonfinite, if norm / scale is not
-            finite in float64. Unless it is skipped every tensor's counter grows by 1, and step and rates give
-            its row of coefficients, all in float64.
+            finite in float64. Or the caller gives outcome and coefficients, one or one per tensor, and
+            nothing is decided. Unless it is skipped every tensor's counter grows by 1, and step and rates
+            give its row of coefficients, all in float64.
 Grid        one program for TENSORS tensors; the first one writes the outcome and the counts.
 Traffic     about 200 bytes per tensor.
 Order       every counter and count is written by one thread; no atomics.
@@ -15,7 +16,7 @@ Scratch     coefficients, for the update.
 import triton
 import triton.language as tl
 
-from fastclip.kernels.norm import clip_coefficient
+from fastclip.kernels.norm import clip_coefficient, threshold
 from fastclip.kernels.step import (
     BETA1,
     BETA2,
@@ -65,14 +66,8 @@ COUNT_LARGEST_NORM = tl.constexpr(4)
 
 
 @triton.jit
-def _report(total_norm, coefficient, skipped, norm_out, coefficient_out, skipped_out, counts):
-    """Write the outcome, and count it."""
-    # Both are counted as they are returned.
-    total_norm = total_norm.to(norm_out.dtype.element_ty)
-    coefficient = coefficient.to(coefficient_out.dtype.element_ty)
-    tl.store(norm_out, total_norm)
-    tl.store(coefficient_out, coefficient)
-    tl.store(skipped_out, skipped.to(tl.uint8))
+def _count(total_norm, coefficient, skipped, counts):
+    """Count an outcome, as it is returned."""
     clipped = (coefficient < 1.0) & (skipped == 0)
     left_out = skipped.to(tl.float64)
     tl.store(counts + COUNT_CLIPPED, tl.load(counts + COUNT_CLIPPED) + clipped.to(tl.float64))
@@ -88,28 +83,51 @@ def _report(total_norm, coefficient, skipped, norm_out, coefficient_out, skipped
 @triton.jit
 def _decide(
     norm,
+    given,
     grad_scale,
     found_inf,
     max_norm,
+    max_norm_on_device,
     skip_nonfinite,
     norm_out,
     coefficient_out,
     skipped_out,
     counts,
 ):
-    """Return the factor of the gradients and whether to skip; the first program writes and counts that."""
+    """Return the scale, the factor of the gradients and whether to skip; the first program writes that."""
     scale = tl.full([], 1.0, tl.float64)
     if grad_scale is not None:
         scale = tl.load(grad_scale).to(tl.float64)
-    total_norm = tl.load(norm) / scale
-    coefficient = clip_coefficient(total_norm, max_norm)
-    is_finite = tl.abs(total_norm) < float("inf")
-    skipped = (skip_nonfinite != 0) & (is_finite == 0)
-    if found_inf is not None:
-        skipped = skipped | (tl.load(found_inf) != 0.0)
-    if tl.program_id(0) == 0:
-        _report(total_norm, coefficient, skipped, norm_out, coefficient_out, skipped_out, counts)
-    return coefficient / scale, skipped
+    if given is not None:
+        factor = tl.load(given) / scale
+        skipped = tl.load(skipped_out) != 0
+        if tl.program_id(0) == 0:
+            _count(tl.load(norm_out), tl.load(coefficient_out), skipped, counts)
+    else:
+        total_norm = tl.load(norm) / scale
+        coefficient = clip_coefficient(total_norm, threshold(max_norm, max_norm_on_device))
+        factor = coefficient / scale
+        is_finite = tl.abs(total_norm) < float("inf")
+        skipped = (skip_nonfinite != 0) & (is_finite == 0)
+        if found_inf is not None:
+            skipped = skipped | (tl.load(found_inf) != 0.0)
+        if tl.program_id(0) == 0:
+            returned = total_norm.to(norm_out.dtype.element_ty)
+            returned_coefficient = coefficient.to(coefficient_out.dtype.element_ty)
+            tl.store(norm_out, returned)
+            tl.store(coefficient_out, returned_coefficient)
+            tl.store(skipped_out, skipped.to(tl.uint8))
+            _count(returned, returned_coefficient, skipped, counts)
+    return scale, factor, skipped
+
+
+@triton.jit
+def _factors(factor, scale, given, mask, rule, TENSORS: tl.constexpr, PER_TENSOR: tl.constexpr):
+    """Return what to multiply this program's gradients by, with the sign of `maximize`."""
+    if PER_TENSOR:
+        tensor = tl.program_id(0) * TENSORS + tl.arange(0, TENSORS)
+        factor = tl.load(given + tensor, mask, other=1.0) / scale
+    return factor * tl.load(rule + RULE_SIGN, mask, other=1.0)
 
 
 @triton.jit
@@ -152,9 +170,11 @@ def _learning_rate(rule, mask):
 @triton.jit(do_not_specialize=["num_tensors", "skip_nonfinite"])
 def adam_coefficients_kernel(
     norm,
+    given,
     grad_scale,
     found_inf,
     max_norm: tl.float64,
+    max_norm_on_device,
     skip_nonfinite: tl.int32,
     norm_out,
     coefficient_out,
@@ -164,15 +184,17 @@ def adam_coefficients_kernel(
     num_tensors,
     rules,
     coefficients,
+    PER_TENSOR: tl.constexpr,
     TENSORS: tl.constexpr,
 ):
     """Decide on a step of Adam or AdamW, and count it; what there is to know is in the header."""
-    max_norm = tl.full([], max_norm, tl.float64)
-    factor, skipped = _decide(
+    scale, factor, skipped = _decide(
         norm,
+        given,
         grad_scale,
         found_inf,
         max_norm,
+        max_norm_on_device,
         skip_nonfinite,
         norm_out,
         coefficient_out,
@@ -186,7 +208,8 @@ def adam_coefficients_kernel(
     is_decoupled = tl.load(rule + RULE_DECOUPLED, mask, other=0.0) != 0.0
     beta1 = tl.load(rule + RULE_BETA1, mask, other=0.0)
     beta2 = tl.load(rule + RULE_BETA2, mask, other=0.0)
-    tl.store(row + FACTOR, factor * tl.load(rule + RULE_SIGN, mask, other=1.0), mask)
+    factors = _factors(factor, scale, given, mask, rule, TENSORS, PER_TENSOR)
+    tl.store(row + FACTOR, factors, mask)
     tl.store(row + DECAY_FACTOR, tl.where(is_decoupled, 1.0 - lr * decay, 1.0), mask)
     tl.store(row + COUPLED_DECAY, tl.where(is_decoupled, 0.0, decay), mask)
     tl.store(row + BETA1, beta1, mask)
@@ -199,9 +222,11 @@ def adam_coefficients_kernel(
 @triton.jit(do_not_specialize=["num_tensors", "skip_nonfinite"])
 def sgd_coefficients_kernel(
     norm,
+    given,
     grad_scale,
     found_inf,
     max_norm: tl.float64,
+    max_norm_on_device,
     skip_nonfinite: tl.int32,
     norm_out,
     coefficient_out,
@@ -211,15 +236,17 @@ def sgd_coefficients_kernel(
     num_tensors,
     rules,
     coefficients,
+    PER_TENSOR: tl.constexpr,
     TENSORS: tl.constexpr,
 ):
     """Decide on a step of SGD, which has no counters; what there is to know is in the header."""
-    max_norm = tl.full([], max_norm, tl.float64)
-    factor, _ = _decide(
+    scale, factor, _ = _decide(
         norm,
+        given,
         grad_scale,
         found_inf,
         max_norm,
+        max_norm_on_device,
         skip_nonfinite,
         norm_out,
         coefficient_out,
@@ -229,7 +256,8 @@ def sgd_coefficients_kernel(
     target, rule, row, mask = _rows(targets, num_tensors, rules, coefficients, TENSORS)
     is_fresh = (tl.load(target + TARGET_FLAGS, mask, other=0) & FLAG_FRESH) != 0
     dampening = tl.load(rule + RULE_DAMPENING, mask, other=0.0)
-    tl.store(row + FACTOR, factor * tl.load(rule + RULE_SIGN, mask, other=1.0), mask)
+    factors = _factors(factor, scale, given, mask, rule, TENSORS, PER_TENSOR)
+    tl.store(row + FACTOR, factors, mask)
     tl.store(row + LR, _learning_rate(rule, mask), mask)
     tl.store(row + COUPLED_DECAY, tl.load(rule + RULE_WEIGHT_DECAY, mask, other=0.0), mask)
     tl.store(row + MOMENTUM, tl.load(rule + RULE_MOMENTUM, mask, other=0.0), mask)

@@ -94,10 +94,13 @@ def total_norm(
     table: Table,
     norm_type: float,
     dtype: torch.dtype,
-    max_norm: float = math.inf,
+    max_norm: float | Tensor = math.inf,
     keep_nonfinite: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the norm, 0-dim of `dtype`, and the clipping coefficient, 0-dim float64; one launch."""
+    """Return the norm, 0-dim of `dtype`, and the clipping coefficient, 0-dim float64; one launch.
+
+    A `max_norm` that is a tensor is float64 and on the device.
+    """
     kind = kind_of(norm_type)
     layout = blocks("total_norm", table.device, kind)
     norm = torch.empty((), dtype=dtype, device=table.device)
@@ -110,7 +113,7 @@ def total_norm(
         norm,
         coefficient,
         norm_type,
-        max_norm,
+        *threshold(max_norm),
         int(keep_nonfinite),
         KIND=kind,
         ROWS=layout.rows,
@@ -120,16 +123,21 @@ def total_norm(
     return norm, coefficient
 
 
-def clip_coefficient(total_norm: Tensor, max_norm: float) -> Tensor:
+def threshold(max_norm: float | Tensor) -> tuple[float, Tensor | None]:
+    """Return the number and the tensor that kernels take for a threshold; a tensor counts if there is one."""
+    return (math.inf, max_norm) if isinstance(max_norm, Tensor) else (max_norm, None)
+
+
+def clip_coefficient(total_norm: Tensor, max_norm: float | Tensor) -> Tensor:
     """Return min(1, max_norm / (total_norm + 1e-6)), 0-dim float64; one launch."""
     coefficient = torch.empty((), dtype=torch.float64, device=total_norm.device)
-    coefficient_kernel[(1,)](total_norm, coefficient, max_norm, **OF_LIST.options())
+    coefficient_kernel[(1,)](total_norm, coefficient, *threshold(max_norm), **OF_LIST.options())
     return coefficient
 
 
-def scale(table: Table, coefficient: Tensor) -> None:
-    """Multiply every tensor in place by a coefficient, unless it is 1; one launch."""
-    _run("scale", scale_kernel, table, coefficient)
+def scale(table: Table, coefficients: Tensor, per_tensor: bool = False) -> None:
+    """Multiply every tensor in place by a coefficient, or by its own, unless it is 1; one launch."""
+    _run("scale", scale_kernel, table, coefficients, PER_TENSOR=per_tensor)
 
 
 def clamp(table: Table, lo: float, hi: float) -> None:
@@ -170,9 +178,11 @@ def count_nonfinite(table: Table) -> Tensor:
     return counts
 
 
-def _run(name: str, kernel: Any, table: Table, *args: Any) -> None:
+def _run(name: str, kernel: Any, table: Table, *args: Any, **constants: Any) -> None:
     layout = blocks(name, table.device)
-    kernel[grid(table, layout)](table.chunks, table.num_chunks, *args, ROWS=layout.rows, **layout.options())
+    kernel[grid(table, layout)](
+        table.chunks, table.num_chunks, *args, ROWS=layout.rows, **constants, **layout.options()
+    )
 
 
 def grid(table: Table, layout: Blocks) -> tuple[int]:

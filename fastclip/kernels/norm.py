@@ -74,6 +74,15 @@ def _root(total, exponent, p, KIND: tl.constexpr):
 
 
 @triton.jit
+def threshold(max_norm, max_norm_on_device):
+    """Return the largest norm to leave, float64: the number, or what is on the device in its place."""
+    limit = tl.full([], max_norm, tl.float64)
+    if max_norm_on_device is not None:
+        limit = tl.load(max_norm_on_device)
+    return limit
+
+
+@triton.jit
 def clip_coefficient(norm, max_norm):
     """Finalize, second half: min(1, max_norm / (norm + 1e-6)), nan if the norm or the threshold is.
 
@@ -93,6 +102,7 @@ def total_norm_kernel(
     coefficient_out,
     p: tl.float64,
     max_norm: tl.float64,
+    max_norm_on_device,
     keep_nonfinite: tl.int32,
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
@@ -115,7 +125,6 @@ def total_norm_kernel(
     Source      CUDA C++ Programming Guide, threadFenceReduction (last block finishes a sum).
     """
     p = tl.full([], p, tl.float64)
-    max_norm = tl.full([], max_norm, tl.float64)
     program = tl.program_id(0)
     num_programs = tl.num_programs(0)
     total = tl.full([], 0.0, tl.float64)
@@ -133,7 +142,7 @@ def total_norm_kernel(
         norm = _root(total, exponent, p, KIND)
         returned = norm.to(norm_out.dtype.element_ty)
         tl.store(norm_out, returned)
-        coefficient = clip_coefficient(norm, max_norm)
+        coefficient = clip_coefficient(norm, threshold(max_norm, max_norm_on_device))
         if keep_nonfinite != 0:
             coefficient = tl.where(returned < float("inf"), coefficient, 1.0)
         tl.store(coefficient_out, coefficient)
@@ -183,11 +192,11 @@ def tensor_norms_kernel(
 
 
 @triton.jit
-def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64):
+def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64, max_norm_on_device):
     """Clipping coefficient for a norm that is known already; one program, a few bytes.
 
     Math        coefficient = min(1, max_norm / (norm + 1e-6)) in float64.
     Range       nan stays nan.
     """
-    max_norm = tl.full([], max_norm, tl.float64)
-    tl.store(coefficient_out, clip_coefficient(tl.load(norm).to(tl.float64), max_norm))
+    limit = threshold(max_norm, max_norm_on_device)
+    tl.store(coefficient_out, clip_coefficient(tl.load(norm).to(tl.float64), limit))

@@ -1,4 +1,4 @@
-"""Apply: multiply every gradient by the clipping coefficient, unless it is 1."""
+"""Apply: multiply every gradient by the clipping coefficient, or by its own, unless it is 1."""
 
 import triton
 import triton.language as tl
@@ -7,6 +7,8 @@ from fastclip.kernels.tiles import (
     BFLOAT16,
     FLOAT32,
     FLOAT64,
+    ROW_LENGTH,
+    ROW_SPAN,
     body_tile,
     edge_tile,
     load_chunk,
@@ -32,32 +34,44 @@ def _scale_elements(address, numel, factor, ELEMENT: tl.constexpr, ROWS: tl.cons
         tl.store(body + offsets, _product(tl.load(body + offsets, mask), factor), mask)
 
 
+@triton.jit
+def _scale_chunk(chunks, index, wide_factor, ROWS: tl.constexpr):
+    address, numel, dtype = load_chunk(chunks, index)
+    factor = wide_factor.to(tl.float32)
+    if dtype == FLOAT64:
+        if wide_factor != 1.0:
+            _scale_elements(address, numel, wide_factor, tl.float64, ROWS)
+    # A float32 factor of 1 would write what it read.
+    elif factor != 1.0:
+        if dtype == BFLOAT16:
+            _scale_elements(address, numel, factor, tl.bfloat16, ROWS)
+        elif dtype == FLOAT32:
+            _scale_elements(address, numel, factor, tl.float32, ROWS)
+        else:
+            _scale_elements(address, numel, factor, tl.float16, ROWS)
+
+
 @triton.jit(do_not_specialize=["num_chunks"])
-def scale_kernel(chunks, num_chunks, coefficient, ROWS: tl.constexpr):
-    """Multiply all chunks in place by a coefficient in device memory.
+def scale_kernel(chunks, num_chunks, coefficients, PER_TENSOR: tl.constexpr, ROWS: tl.constexpr):
+    """Multiply all chunks in place by a coefficient in device memory, or by that of their tensor.
 
     Math        x *= coefficient, one rounding to the element type; float32 and narrower multiply in float32
                 by float32(coefficient), float64 in float64.
     Grid        that of total_norm_kernel, walked backwards: what the norm read last is still in the cache.
-    Traffic     8 bytes per program if the coefficient is 1; else reads and writes every gradient once.
+    Traffic     8 bytes per program if the coefficient is 1; else reads and writes every gradient once. With
+                PER_TENSOR 40 bytes per chunk, and the gradients whose own coefficient is not 1.
     Order       elementwise.
     Requires    chunks that share memory must not be in one launch.
     Range       nan and inf as IEEE 754 multiplies them: 0 * inf is nan.
     Scratch     none.
     """
-    wide_factor = tl.load(coefficient)
-    factor = wide_factor.to(tl.float32)
-    if wide_factor != 1.0:
-        last = num_chunks - 1 - tl.program_id(0)
+    last = num_chunks - 1 - tl.program_id(0)
+    if PER_TENSOR:
         for back in range(0, last + 1, tl.num_programs(0)):
-            address, numel, dtype = load_chunk(chunks, last - back)
-            if dtype == FLOAT64:
-                _scale_elements(address, numel, wide_factor, tl.float64, ROWS)
-            # A float32 factor of 1 would write what it read.
-            elif factor != 1.0:
-                if dtype == BFLOAT16:
-                    _scale_elements(address, numel, factor, tl.bfloat16, ROWS)
-                elif dtype == FLOAT32:
-                    _scale_elements(address, numel, factor, tl.float32, ROWS)
-                else:
-                    _scale_elements(address, numel, factor, tl.float16, ROWS)
+            span = tl.load(chunks + (last - back) * ROW_LENGTH + ROW_SPAN)
+            _scale_chunk(chunks, last - back, tl.load(coefficients + span), ROWS)
+    else:
+        shared = tl.load(coefficients)
+        if shared != 1.0:
+            for back in range(0, last + 1, tl.num_programs(0)):
+                _scale_chunk(chunks, last - back, shared, ROWS)

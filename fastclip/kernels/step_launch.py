@@ -25,20 +25,26 @@ OF_TENSORS = Blocks(rows=0, threads=TENSORS_PER_PROGRAM, programs_per_unit=1)
 
 @dataclass(frozen=True)
 class Clip:
-    """How a step clips; the fields of optim.settings.Settings and Amp that kernels read."""
+    """How a step clips; the fields of optim.settings.Settings and Amp that kernels read.
 
-    max_norm: float
+    Attributes:
+        given: Coefficients for all tensors or each, float64, and the outcome that goes with them: norm,
+            coefficient and verdict, 0-dim. None: they follow from the norm.
+    """
+
+    max_norm: float | Tensor
     norm_type: float
     skips: bool
     write_grads: bool
     grad_scale: Tensor | None
     found_inf: Tensor | None
+    given: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
 
 def step(
     kind: str, table: StepTable, rules: Tensor, clip: Clip, dtype: torch.dtype, counts: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clip, update and count in three launches, whatever the number of tensors and groups.
+    """Clip, update and count in three launches, or two where the coefficients are given.
 
     Args:
         kind: Key of KERNELS.
@@ -52,18 +58,23 @@ def step(
         The norm of the unscaled gradients, the coefficient, and whether the step was skipped (bool); 0-dim.
     """
     device = table.grads.device
-    scaled_norm, _ = launch.total_norm(table.grads, clip.norm_type, torch.float64)
-    norm, coefficient = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
-    skipped = torch.empty((), dtype=torch.bool, device=device)
+    scaled_norm, given = None, None
+    if clip.given is None:
+        scaled_norm, _ = launch.total_norm(table.grads, clip.norm_type, torch.float64)
+        norm, coefficient = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
+        skipped = torch.empty((), dtype=torch.bool, device=device)
+    else:
+        given, norm, coefficient, skipped = clip.given
     # Triton has no bool in memory.
     skipped_byte = skipped.view(torch.uint8)
     decide, update = KERNELS[kind]
     num_tensors = table.grads.num_tensors
     decide[(-(-num_tensors // TENSORS_PER_PROGRAM),)](
         scaled_norm,
+        given,
         clip.grad_scale,
         clip.found_inf,
-        clip.max_norm,
+        *launch.threshold(clip.max_norm),
         int(clip.skips),
         norm,
         coefficient,
@@ -73,6 +84,7 @@ def step(
         num_tensors,
         rules,
         table.coefficients,
+        PER_TENSOR=given is not None and given.numel() > 1,
         TENSORS=TENSORS_PER_PROGRAM,
         **OF_TENSORS.options(),
     )

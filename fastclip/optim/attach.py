@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,10 @@ from fastclip.errors import BackendUnavailableError
 from fastclip.optim import checkpoints, plain, routes, torch_fused
 from fastclip.optim.callers import is_checkpointing
 from fastclip.optim.closures import is_evaluated_once
-from fastclip.optim.gradients import gradients, measure, measure_over_ranks, parameters
+from fastclip.optim.deciding import decide, learn
+from fastclip.optim.gradients import gradients, measure, parameters
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
-from fastclip.optim.settings import Amp, Settings
+from fastclip.optim.settings import Amp, MaxNorm, Settings
 from fastclip.optim.wrapper import ATTACHED, check_unclipped
 
 _ABSENT = object()
@@ -25,7 +27,7 @@ _ABSENT = object()
 
 def attach(
     optimizer: Optimizer,
-    max_norm: float,
+    max_norm: MaxNorm,
     *,
     norm_type: float = 2.0,
     nonfinite: str = "skip",
@@ -41,7 +43,7 @@ def attach(
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
-        max_norm: The largest total norm to leave; inf measures only.
+        max_norm: As in `ClippedOptimizer`.
         norm_type: p of the p-norm.
         nonfinite: As in `ClippedOptimizer`. "skip" needs an optimizer that evaluates a closure once.
         max_consecutive_skips: As in `ClippedOptimizer`.
@@ -97,6 +99,7 @@ class AttachedClipping:
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_state_dict_post_hook(self._add_counters),
             optimizer.register_load_state_dict_pre_hook(self._take_counters),
+            optimizer.register_load_state_dict_post_hook(self._end_loading),
         ]
 
     @property
@@ -151,17 +154,22 @@ class AttachedClipping:
         amp = Amp.take(optimizer)
         settings = self._settings.under(amp)
         grads = gradients(optimizer)
-        spread = measure_over_ranks("attach", optimizer, settings, amp)
-        if not grads and spread is None:
+        now, decided = decide("attach", optimizer, settings, amp)
+        if not grads and decided is None:
             self._tally.add(NO_GRADIENTS)
             return
-        folded = spread is None and settings.fused is not False and torch_fused.unsupported(optimizer) is None
-        folded = folded and torch_fused.unfit(grads) is None
-        outcome = measure(grads, settings, amp) if folded else plain.clip(optimizer, settings, amp, spread)
+        folded = settings.fused is not False and torch_fused.unsupported(optimizer) is None
+        folded = folded and torch_fused.unshared(decided) is None and torch_fused.unfit(grads) is None
+        if not folded:
+            outcome = plain.clip(optimizer, now, amp, decided)
+        else:
+            outcome = measure(grads, now, amp) if decided is None else decided.outcome
+        if decided is None:
+            learn(settings, now, outcome)
         self._tally.add(outcome)
         amp.tell(outcome)
         on_host = not folded or torch_fused.decides_on_host(optimizer, outcome)
-        if on_host and plain.may_skip(settings, amp) and bool(outcome.skipped):
+        if on_host and plain.may_skip(settings, amp, decided) and bool(outcome.skipped):
             routes.settle("attach", optimizer, settings, amp, self._tally)
             self._hide_gradients()
         elif folded:
@@ -194,9 +202,15 @@ class AttachedClipping:
         self._attributes = {}
 
     def _add_counters(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return checkpoints.with_counters(optimizer, state, self._tally)
+        return checkpoints.with_counters(optimizer, state, self._tally, self._settings)
 
     def _take_counters(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         state, counters = checkpoints.without_counters(state)
+        # torch loads after this hook and says nothing if it fails.
+        self._loading = contextlib.ExitStack()
+        self._loading.enter_context(checkpoints.loading(optimizer, counters, self._settings))
         self._tally.load_state_dict(counters)
         return state
+
+    def _end_loading(self, optimizer: Optimizer) -> None:
+        self._loading.close()

@@ -8,7 +8,9 @@ FullyShardedDataParallel (not `fully_shard`) leaves no place for them: there the
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,10 +18,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip.optim.callers import is_checkpointing
+from fastclip.optim.deciding import GROUP_KEY, strategies_of
 from fastclip.optim.outcome import Tally
+from fastclip.optim.settings import Settings
+from fastclip.strategies import Strategy
 
 KEY = "fastclip"
 """Under which the counters stand."""
+
+STRATEGIES = "strategies"
+"""Under which, beside the counters, strategies have theirs, by the names that `deciding` gives them."""
 
 _NAMES = ("steps", "clipped", "skipped", "consecutive_skips", "largest_norm")
 
@@ -36,10 +44,19 @@ class StateWithCounters(defaultdict[Tensor, Any]):
         return {**self.get(param, {}), KEY: {}}
 
 
-def with_counters(optimizer: Optimizer, state_dict: dict[str, Any], tally: Tally) -> dict[str, Any]:
-    """Return an optimizer's `state_dict` with the counters."""
+def with_counters(
+    optimizer: Optimizer, state_dict: dict[str, Any], tally: Tally, settings: Settings
+) -> dict[str, Any]:
+    """Return an optimizer's `state_dict` with the counters and what strategies have seen.
+
+    torch.distributed.checkpoint gets the counters alone: it has no place for what grows.
+    """
     if not is_checkpointing():
-        return {**state_dict, KEY: tally.state_dict()}
+        found: dict[str, Any] = dict(tally.state_dict())
+        if states := {name: s.state_dict() for name, s in strategies_of(optimizer, settings)}:
+            found[STRATEGIES] = states
+        groups = [_of_numbers(group) for group in state_dict["param_groups"]]
+        return {**state_dict, "param_groups": groups, KEY: found}
     trained = {
         index: param
         for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
@@ -55,7 +72,7 @@ def with_counters(optimizer: Optimizer, state_dict: dict[str, Any], tally: Tally
     return {**state_dict, "state": state}
 
 
-def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float] | None]:
+def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return an optimizer's own `state_dict`, and the counters that were in it."""
     rest = {key: value for key, value in state_dict.items() if key != KEY}
     state = rest.get("state", {})
@@ -66,6 +83,41 @@ def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     rest["state"] = {key: entry for key, entry in own.items() if entry != {}}
     counters = next((entry for entry in carried if isinstance(entry, Tensor)), None)
     return rest, None if counters is None else dict(zip(_NAMES, counters.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def loading(optimizer: Optimizer, counters: dict[str, Any] | None, settings: Settings) -> Iterator[None]:
+    """Let the strategies go on from a checkpoint while the optimizer loads the rest of it.
+
+    All or none: what raises, here or in the block, leaves the strategies as they were. Groups keep the
+    strategies and tensors that are their max_norm, which no checkpoint has.
+
+    Raises:
+        ValueError: The checkpoint is of another strategy.
+    """
+    saved = (counters or {}).get(STRATEGIES, {})
+    at_work = dict(strategies_of(optimizer, settings))
+    own = [group.get(GROUP_KEY) for group in optimizer.param_groups]
+    before = {name: strategy.state_dict() for name, strategy in at_work.items()}
+    try:
+        for name, strategy in at_work.items():
+            if name in saved:
+                strategy.load_state_dict(saved[name])
+        yield
+    except BaseException:
+        for name, strategy in at_work.items():
+            strategy.load_state_dict(before[name])
+        raise
+    for group, limit in zip(optimizer.param_groups, own, strict=False):
+        if isinstance(limit, Strategy | Tensor):
+            group[GROUP_KEY] = limit
+
+
+def _of_numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group without a max_norm that plain torch could not load."""
+    if isinstance(group.get(GROUP_KEY), Strategy | Tensor):
+        return {key: value for key, value in group.items() if key != GROUP_KEY}
+    return group
 
 
 def _as_tensor(counters: dict[str, float], device: torch.device) -> Tensor:

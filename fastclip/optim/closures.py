@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from fastclip.optim import plain
-from fastclip.optim.gradients import measure_over_ranks
+from fastclip.optim.deciding import decide, learn
 from fastclip.optim.outcome import Outcome
 from fastclip.optim.settings import Amp, Settings
 
@@ -46,9 +46,11 @@ class ClippingClosure:
         """
         with torch.enable_grad():
             loss = self._closure()
-        step = self._optimizer, self._settings, self._amp
-        self.outcome = plain.clip(*step, measure_over_ranks("ClippedOptimizer.step", *step))
-        if plain.may_skip(self._settings, self._amp) and bool(self.outcome.skipped):
+        now, decided = decide("ClippedOptimizer.step", self._optimizer, self._settings, self._amp)
+        self.outcome = plain.clip(self._optimizer, now, self._amp, decided)
+        if decided is None:
+            learn(self._settings, now, self.outcome)
+        if plain.may_skip(now, self._amp, decided) and bool(self.outcome.skipped):
             raise SkipStepError
         return loss
 

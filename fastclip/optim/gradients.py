@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
+from fastclip.backends.eager import clip_coefficient
 from fastclip.distributed import Shards, shards
 from fastclip.optim.outcome import Outcome
 from fastclip.optim.settings import Amp, Settings
-from fastclip.reference import NORM_EPSILON
+from fastclip.strategies import Strategy
 
 
 def parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -28,6 +28,9 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
 
 def dense_values(params: list[Tensor]) -> list[Tensor]:
     """Return the memory of each gradient; of a sparse one, which is coalesced for it, the values."""
+    grads = [param.grad for param in params]
+    if all(grad is not None and grad.layout is torch.strided for grad in grads):
+        return grads  # type: ignore[return-value]
     values = []
     for param in params:
         grad = param.grad
@@ -40,42 +43,40 @@ def dense_values(params: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class OverRanks:
-    """What a step knows of gradients of which other ranks hold further parts.
+class Decided:
+    """A step of which everything is known before it is taken.
 
     Attributes:
-        shards: What this rank holds.
-        norm: Of the whole, as the gradients are, scale included; float64.
-        outcome: What follows from it, on every rank that reduces.
+        outcome: The same on every rank that reduces.
+        coefs: What to multiply the gradients by, a GradScaler's scale apart: one for all or, in the order of
+            the groups, one for each that is there; 1-dim float64 (float32 where the device has none).
+        may_skip: Whether anything can lead to a skip; only then is the host to ask.
+        shards: What this rank holds, if others hold further parts.
     """
 
-    shards: Shards
-    norm: Tensor
     outcome: Outcome
+    coefs: Tensor
+    may_skip: bool
+    shards: Shards | None = None
 
 
 def over_ranks(function: str, optimizer: Optimizer, settings: Settings) -> Shards | None:
     """Return the gradients as what this rank holds of them; None if they are whole here."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return over_ranks_of(function, params, settings)
+
+
+def over_ranks_of(function: str, params: list[Tensor], settings: Settings) -> Shards | None:
+    """Return the same of some of the parameters."""
     return shards(
         function,
-        [p for group in optimizer.param_groups for p in group["params"]],
+        params,
         of_gradients=True,
         group=settings.group,
         mesh=settings.mesh,
         all_dims=True,
         norm_type=settings.norm_type,
     )
-
-
-def measure_over_ranks(function: str, optimizer: Optimizer, settings: Settings, amp: Amp) -> OverRanks | None:
-    """Measure and reduce, without touching a gradient; None if the gradients are whole on this rank."""
-    spread = over_ranks(function, optimizer, settings)
-    if spread is None:
-        return None
-    wide, found = spread.total_norm(settings.norm_type, amp.found_inf)
-    norm = wide if amp.grad_scale is None else wide / amp.grad_scale.to(wide.device)
-    told = amp if amp.found_inf is None else replace(amp, found_inf=found)
-    return OverRanks(spread, wide, outcome_of(norm.to(spread.plan.dtype), settings, told))
 
 
 def measure(grads: list[Tensor], settings: Settings, amp: Amp) -> Outcome:
@@ -88,24 +89,21 @@ def measure(grads: list[Tensor], settings: Settings, amp: Amp) -> Outcome:
 
 def outcome_of(norm: Tensor, settings: Settings, amp: Amp) -> Outcome:
     """Return what follows from the norm of the unscaled gradients."""
-    if settings.max_norm == math.inf:
-        coef = torch.ones_like(norm)
-    else:
-        coef = torch.clamp(settings.max_norm / (norm + NORM_EPSILON), max=1.0)
+    assert not isinstance(settings.max_norm, Strategy)  # which has been asked by now
+    coef = clip_coefficient(settings.max_norm, norm)
     skipped = ~norm.isfinite() if settings.skips else torch.zeros_like(norm, dtype=torch.bool)
     if amp.found_inf is not None:
         skipped = skipped | amp.found_inf.to(norm.device).bool()
     return Outcome(norm, coef, skipped)
 
 
-def scale(grads: list[Tensor], outcome: Outcome, amp: Amp) -> None:
-    """Multiply each gradient in place by the coefficient, and divide it by the scale."""
-    factor = outcome.clip_coef
-    if amp.grad_scale is not None:
-        factor = factor / amp.grad_scale.to(factor.device)
-    with torch.no_grad():
-        for grad in grads:
-            grad.mul_(factor.to(grad.device))
+def scale(params: list[Tensor], coefs: Tensor, amp: Amp, shards: Shards | None = None) -> None:
+    """Multiply each gradient in place by its coefficient, and divide it by the scale."""
+    factors = coefs if amp.grad_scale is None else coefs / amp.grad_scale.to(coefs.device)
+    if shards is not None:
+        shards.multiply(factors)
+    else:
+        backends.run("scale_grads_", params, factors)
 
 
 def first_nonfinite(optimizer: Optimizer, settings: Settings) -> str:

@@ -16,8 +16,14 @@ class Outcome:
     costs more than the step.
     """
 
-    def __init__(self, total_norm: Tensor, clip_coef: Tensor, skipped: Tensor) -> None:
+    threshold: float | Tensor | None = None
+    """What the norm was clipped to, as a strategy set it; None where the caller set it, or for several."""
+
+    def __init__(
+        self, total_norm: Tensor, clip_coef: Tensor, skipped: Tensor, threshold: float | Tensor | None = None
+    ) -> None:
         """Take tensors of one device."""
+        self.threshold = threshold
         self._tensors: tuple[Tensor, Tensor, Tensor] | None = (total_norm, clip_coef, skipped)
         self._numbers: tuple[float, float, bool] | None = None
         self._dtype = total_norm.dtype
@@ -36,7 +42,7 @@ class Outcome:
 
     @property
     def clip_coef(self) -> Tensor:
-        """Return what the gradients were multiplied by, at most 1."""
+        """Return what the gradients were multiplied by; the smallest, where each has a coefficient."""
         return self._as_tensors()[1]
 
     @property

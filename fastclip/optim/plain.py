@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from fastclip import backends
 from fastclip.optim.gradients import (
-    OverRanks,
+    Decided,
     dense_values,
     measure,
     outcome_of,
@@ -19,29 +19,28 @@ from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, Settings
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, spread: OverRanks | None) -> Outcome:
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | None) -> Outcome:
     """Clip, then step unless the step is to be skipped, which has to be known on the host."""
-    outcome = clip(optimizer, settings, amp, spread)
-    if not may_skip(settings, amp) or not bool(outcome.skipped):
+    outcome = clip(optimizer, settings, amp, decided)
+    if not may_skip(settings, amp, decided) or not bool(outcome.skipped):
         optimizer.step()
     return outcome
 
 
-def may_skip(settings: Settings, amp: Amp) -> bool:
+def may_skip(settings: Settings, amp: Amp, decided: Decided | None) -> bool:
     """Whether anything can lead to a skip; only then is the host to ask."""
+    if decided is not None:
+        return decided.may_skip
     return settings.skips or amp.found_inf is not None
 
 
-def clip(optimizer: Optimizer, settings: Settings, amp: Amp, spread: OverRanks | None) -> Outcome:
+def clip(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | None) -> Outcome:
     """Clip and unscale the gradients in place; in a step that is to be skipped, leave them as they are."""
-    if spread is not None:
-        if not (may_skip(settings, amp) and bool(spread.outcome.skipped)):
-            if amp.grad_scale is None:
-                spread.shards.scale(settings.max_norm, spread.norm)
-            else:
-                scale(spread.shards.present(), spread.outcome, amp)
-        return spread.outcome
     params = parameters(optimizer)
+    if decided is not None:
+        if not (decided.may_skip and bool(decided.outcome.skipped)):
+            scale(params, decided.coefs, amp, decided.shards)
+        return decided.outcome
     if not params:
         return NO_GRADIENTS
     if amp == Amp() and all(p.grad is not None and p.grad.layout is torch.strided for p in params):
@@ -51,6 +50,6 @@ def clip(optimizer: Optimizer, settings: Settings, amp: Amp, spread: OverRanks |
         return outcome_of(norm, settings, amp)
     grads = dense_values(params)
     outcome = measure(grads, settings, amp)
-    if not (may_skip(settings, amp) and bool(outcome.skipped)):
-        scale(grads, outcome, amp)
+    if not (may_skip(settings, amp, None) and bool(outcome.skipped)):
+        scale(params, outcome.clip_coef.reshape(1), amp)
     return outcome

@@ -7,7 +7,8 @@ from torch.optim import Optimizer
 from fastclip.backends.base import Declined
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import native, plain, torch_fused
-from fastclip.optim.gradients import OverRanks, first_nonfinite, measure_over_ranks
+from fastclip.optim.deciding import decide, learn
+from fastclip.optim.gradients import Decided, first_nonfinite
 from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -23,38 +24,31 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> st
     Raises:
         BackendUnavailableError: `settings.fused` demands a folded route and there is none.
     """
-    if (spread := measure_over_ranks("ClippedOptimizer.step", optimizer, settings, amp)) is not None:
-        return _step_over_ranks(optimizer, settings, amp, tally, spread)
+    now, decided = decide("ClippedOptimizer.step", optimizer, settings, amp)
+    route = _step(optimizer, now, amp, tally, decided)
+    if decided is None and tally.last is not None:
+        learn(settings, now, tally.last)
+    return route
+
+
+def _step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None) -> str:
     if settings.fused is not False:
         # A scaler's verdict is on the host's own memory here, so nothing waits for it.
-        left_out = _is_on_cpu(amp) and amp.to_skip()
+        left_out = decided is None and _is_on_cpu(amp) and amp.to_skip()
         first = (
-            Declined("a GradScaler found inf") if left_out else native.step(optimizer, settings, amp, tally)
+            Declined("a GradScaler found inf")
+            if left_out
+            else native.step(optimizer, settings, amp, tally, decided)
         )
         if not isinstance(first, Declined):
             return "native"
-        second = torch_fused.step(optimizer, settings, amp)
+        second = torch_fused.step(optimizer, settings, amp, decided)
         if not isinstance(second, Declined):
             tally.add(second)
             return "torch_fused"
         if settings.fused and not left_out:
             raise BackendUnavailableError(unfolded("ClippedOptimizer", first.reason, second.reason))
-    tally.add(plain.step(optimizer, settings, amp, None))
-    return "plain"
-
-
-def _step_over_ranks(
-    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, spread: OverRanks
-) -> str:
-    """Step by a norm that all ranks have agreed on; each may take a route of its own."""
-    if settings.fused is not False:
-        outcome = native.step_over_ranks(optimizer, settings, amp, tally, spread)
-        if not isinstance(outcome, Declined):
-            return "native"
-        if settings.fused:
-            reason = "it does not know the norm of other ranks"
-            raise BackendUnavailableError(unfolded("ClippedOptimizer", outcome.reason, reason))
-    tally.add(plain.step(optimizer, settings, amp, spread))
+    tally.add(plain.step(optimizer, settings, amp, decided))
     return "plain"
 
 

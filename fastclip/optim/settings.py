@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip.distributed.marks import Ranks
 from fastclip.optim.outcome import Outcome
+from fastclip.strategies import Strategy
 
 NONFINITE = ("skip", "raise", "propagate")
+
+MaxNorm: TypeAlias = float | Tensor | Strategy
+"""The largest total norm to leave: a number, a 0-dim tensor that is read in each step, or what sets it."""
 
 VERDICTS = "_fastclip_verdicts"
 """Attribute by which `fastclip.GradScaler` hands an optimizer the `Amp.verdicts` of its next step."""
@@ -22,7 +28,7 @@ class Settings:
     """How to clip.
 
     Attributes:
-        max_norm: The largest total norm to leave; inf measures only.
+        max_norm: The largest total norm to leave; inf measures only. A tensor is on the gradients' device.
         norm_type: p of the p-norm.
         nonfinite: What a norm that is nan or inf leads to, one of NONFINITE.
         max_consecutive_skips: Skipped steps in a row after which the next one raises, or None.
@@ -32,7 +38,7 @@ class Settings:
         mesh: To reduce over at once, or None.
     """
 
-    max_norm: float
+    max_norm: MaxNorm
     norm_type: float = 2.0
     nonfinite: str = "skip"
     max_consecutive_skips: int | None = None
@@ -45,7 +51,7 @@ class Settings:
     def checked(
         cls,
         function: str,
-        max_norm: float,
+        max_norm: MaxNorm,
         norm_type: float,
         nonfinite: str,
         max_consecutive_skips: int | None,
@@ -59,11 +65,7 @@ class Settings:
         Raises:
             ValueError: One of them makes no sense; the message starts with `function`.
         """
-        limit = float(max_norm)
-        if not limit > 0:  # or nan
-            raise ValueError(
-                f"{function}: max_norm={max_norm}; expected a number > 0, or inf to measure only."
-            )
+        limit = checked_max_norm(function, max_norm)
         p = float(norm_type)
         if math.isnan(p):
             raise ValueError(f"{function}: norm_type={norm_type}; expected p > 0 or inf.")
@@ -76,8 +78,10 @@ class Settings:
         return cls(limit, p, nonfinite, max_consecutive_skips, fused, write_grads, group, mesh)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Settings:
-        """Return itself: nothing in it changes, and process groups have no copies."""
-        return self
+        """Return a copy with a strategy or a tensor of its own; process groups have no copies."""
+        if isinstance(self.max_norm, float):
+            return self
+        return replace(self, max_norm=copy.deepcopy(self.max_norm, memo))
 
     @property
     def skips(self) -> bool:
@@ -87,6 +91,34 @@ class Settings:
     def under(self, amp: Amp) -> Settings:
         """Return how to clip in a step with this scaling: what a scaler is to learn of is left out."""
         return replace(self, nonfinite="skip") if amp.verdicts else self
+
+
+def checked_max_norm(function: str, max_norm: MaxNorm) -> MaxNorm:
+    """Return a threshold; a tensor and a strategy as they are, for they are asked in each step.
+
+    Raises:
+        TypeError: It is nothing of that kind, such as a strategy's class in the place of an object.
+        ValueError: The number is not > 0, or the tensor has more elements than one.
+    """
+    if isinstance(max_norm, Strategy):
+        return max_norm
+    if isinstance(max_norm, Tensor):
+        if max_norm.numel() != 1 or max_norm.is_complex():
+            raise ValueError(
+                f"{function}: max_norm is a tensor of shape {tuple(max_norm.shape)} and {max_norm.dtype}; "
+                f"expected a number, or a real tensor of one element."
+            )
+        return max_norm.detach().reshape(())
+    try:
+        limit = float(max_norm)
+    except TypeError as error:
+        raise TypeError(
+            f"{function}: max_norm={max_norm!r}; expected a number, a 0-dim tensor or a strategy such as "
+            f"fastclip.strategies.MedianMAD()."
+        ) from error
+    if not limit > 0:  # or nan
+        raise ValueError(f"{function}: max_norm={max_norm}; expected a number > 0, or inf to measure only.")
+    return limit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Optimizer
 
 from fastclip.backends.base import Declined
-from fastclip.optim.gradients import gradients, measure
+from fastclip.optim.gradients import Decided, gradients, measure
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, Settings
 
@@ -26,12 +26,12 @@ def unsupported(optimizer: Optimizer) -> str | None:
     return None
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declined:
+def step(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | None) -> Outcome | Declined:
     """Measure the norm, then let torch's fused step divide by scale / coefficient and check for a skip.
 
     No host synchronization, except in a first step on a device. torch writes the clipped gradients back.
     """
-    if reason := unsupported(optimizer):
+    if reason := unsupported(optimizer) or unshared(decided):
         return Declined(reason)
     grads = gradients(optimizer)
     if not grads:
@@ -39,7 +39,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
         return NO_GRADIENTS
     if reason := unfit(grads):
         return Declined(reason)
-    outcome = measure(grads, settings, amp)
+    outcome = measure(grads, settings, amp) if decided is None else decided.outcome
     on_host = decides_on_host(optimizer, outcome)
     if on_host and bool(outcome.skipped):
         return outcome
@@ -48,6 +48,15 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp) -> Outcome | Declin
     else:
         step_with(optimizer, divisor(outcome, amp), outcome.skipped.float())
     return outcome
+
+
+def unshared(decided: Decided | None) -> str | None:
+    """Return why what is decided cannot go through `grad_scale`, which is one number for all, or None."""
+    if decided is None:
+        return None
+    if decided.shards is not None:
+        return "it does not know the norm of other ranks"
+    return "gradients have coefficients of their own" if decided.coefs.numel() > 1 else None
 
 
 def unfit(grads: list[Tensor]) -> str | None:

@@ -19,7 +19,7 @@ from fastclip.optim.callers import is_checkpointing, stepping_scaler
 from fastclip.optim.closures import is_evaluated_once, step_through
 from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
-from fastclip.optim.settings import Amp, Settings
+from fastclip.optim.settings import Amp, MaxNorm, Settings
 
 ATTACHED = "_fastclip_attached"
 """Attribute of an optimizer that `attach` has put its hooks on: its settings."""
@@ -51,7 +51,9 @@ class ClippedOptimizer(Optimizer):
 
     Args:
         optimizer: Any torch optimizer but a clipped one.
-        max_norm: The largest total norm to leave; inf measures only.
+        max_norm: The largest total norm to leave; inf measures only. Or a 0-dim tensor on the gradients'
+            device, which is read there in each step; or a strategy of `fastclip.strategies`, which sets it. A
+            parameter group with a "max_norm" of its own is clipped by itself.
         norm_type: p of the p-norm.
         nonfinite: What a norm that is nan or inf leads to: "skip" leaves parameters and state as they are,
             without a host synchronization where the step is folded; "raise" does the same and raises,
@@ -76,7 +78,7 @@ class ClippedOptimizer(Optimizer):
     def __init__(
         self,
         optimizer: Optimizer,
-        max_norm: float,
+        max_norm: MaxNorm,
         *,
         norm_type: float = 2.0,
         nonfinite: str = "skip",
@@ -179,12 +181,12 @@ class ClippedOptimizer(Optimizer):
         return self._held_settings[0]
 
     @property
-    def max_norm(self) -> float:
-        """The threshold of the next step; can be set, as a schedule does."""
+    def max_norm(self) -> MaxNorm:
+        """The threshold of the next step, or what sets it; can be set, as a schedule does."""
         return self._settings.max_norm
 
     @max_norm.setter
-    def max_norm(self, max_norm: float) -> None:
+    def max_norm(self, max_norm: MaxNorm) -> None:
         rest = {f.name: getattr(self._settings, f.name) for f in fields(Settings) if f.name != "max_norm"}
         self._held_settings[0] = Settings.checked("ClippedOptimizer", max_norm, **rest)
 
@@ -241,7 +243,7 @@ class ClippedOptimizer(Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's, with fastclip's counters under one key of their own.
+        """Return the wrapped optimizer's, with fastclip's counters and strategies under a key of their own.
 
         Plain torch loads it, and leaves that key alone; step counters are where torch keeps them.
         torch.distributed.checkpoint finds fastclip's counters with the state of a parameter.
@@ -250,7 +252,7 @@ class ClippedOptimizer(Optimizer):
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         own = as_torch_keeps_it(self.optimizer, self.optimizer.state_dict())
-        state = checkpoints.with_counters(self.optimizer, own, self._tally)
+        state = checkpoints.with_counters(self.optimizer, own, self._tally, self._settings)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state = post_hook(self, state) or state
         return state
@@ -261,7 +263,8 @@ class ClippedOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
         state, counters = checkpoints.without_counters(state)
-        self.optimizer.load_state_dict(state)
+        with checkpoints.loading(self.optimizer, counters, self._settings):
+            self.optimizer.load_state_dict(state)
         self._tally.load_state_dict(counters)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

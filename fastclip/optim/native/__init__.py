@@ -16,8 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
 from fastclip.backends.base import Declined
-from fastclip.optim.gradients import OverRanks
-from fastclip.optim.native import cpu
+from fastclip.optim.gradients import Decided
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -31,8 +30,10 @@ class Kernels(Protocol):
     def unavailable_reason(self) -> str | None:
         """Return why its kernels cannot run here, or None."""
 
-    def step(self, optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
-        """Clip, update, and count in `tally` what happened."""
+    def step(
+        self, optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
+    ) -> Outcome | Declined:
+        """Clip, update, and count in `tally` what happened; with `decided` nothing is measured."""
 
 
 @functools.cache
@@ -56,11 +57,13 @@ def _no_kernel_for(optimizer: Optimizer, settings: Settings) -> str | None:
     return None
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
-    """Clip and update in one call, and count what happened.
+def step(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
+) -> Outcome | Declined:
+    """Clip and update in one call, and count what happened; of DTensors their memory on this rank.
 
-    Moves what the update moves, and reads the gradients once more. `.grad` keeps its values unless
-    `settings.write_grads`.
+    Moves what the update moves, and unless it is `decided` reads the gradients once more. `.grad` keeps its
+    values unless `settings.write_grads`.
     """
     if reason := _no_kernel_for(optimizer, settings) or _declined_now(optimizer):
         return Declined(reason)
@@ -73,29 +76,13 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Ou
         elif reason := kernels.unavailable_reason():
             reasons[name] = reason
         else:
-            outcome = kernels.step(optimizer, settings, amp, tally)
+            outcome = kernels.step(optimizer, settings, amp, tally, decided)
             if not isinstance(outcome, Declined):
                 # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
                 optimizer._opt_called = True  # type: ignore[attr-defined]
                 return outcome
             reasons[name] = outcome.reason
     return Declined(_listed(reasons))
-
-
-def step_over_ranks(
-    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, spread: OverRanks
-) -> Outcome | Declined:
-    """Update by a norm that is known, and count; of DTensors their memory on this rank. On the CPU alone."""
-    if reason := _no_kernel_for(optimizer, settings) or _declined_now(optimizer):
-        return Declined(reason)
-    if (chosen := backends.chosen()) not in ("auto", "cpu"):
-        return Declined(f"the backend {chosen!r} was chosen")
-    if reason := cpu.unavailable_reason():
-        return Declined(reason)
-    outcome = cpu.step(optimizer, settings, amp, tally, spread)
-    if not isinstance(outcome, Declined):
-        optimizer._opt_called = True  # type: ignore[attr-defined]
-    return outcome
 
 
 def _listed(reasons: Mapping[str, str | None]) -> str:

@@ -10,8 +10,9 @@ from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
-from fastclip.optim.gradients import OverRanks
+from fastclip.optim.gradients import Decided
 from fastclip.optim.native.groups import groups_on_host
+from fastclip.optim.native.sharded import dtensor_of, updated_with
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -24,26 +25,24 @@ def step(
     settings: Settings,
     amp: Amp,
     tally: Tally,
-    spread: OverRanks | None = None,
+    decided: Decided | None,
 ) -> Outcome | Declined:
-    """Clip and update in one parallel region; with `spread` by its norm, so that nothing is measured."""
+    """Clip and update in one parallel region; with `decided` nothing is measured."""
     if reason := _declined_now(optimizer):
         return Declined(reason)
-    if spread is not None and bool(spread.outcome.skipped):
-        tally.add(spread.outcome)
-        return spread.outcome
+    if decided is not None and bool(decided.outcome.skipped):
+        tally.add(decided.outcome)
+        return decided.outcome
     groups = groups_on_host(optimizer)
-    instead = {} if spread is None else spread.shards.for_update()
-    if instead and settings.write_grads:
-        return Declined(
-            "clipped gradients are to be written, and some are not laid out like their parameters"
-        )
-    result = _call(optimizer, groups, settings, amp, set(), spread, instead)
+    instead = updated_with(decided, settings)
+    if isinstance(instead, Declined):
+        return instead
+    result = _call(optimizer, groups, settings, amp, set(), decided, instead)
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)
         stepped = False
         try:
-            result = _call(optimizer, groups, settings, amp, set(fresh), spread, instead)
+            result = _call(optimizer, groups, settings, amp, set(fresh), decided, instead)
             stepped = isinstance(result, tuple) and not result[2]
         finally:
             if not stepped:
@@ -52,8 +51,8 @@ def step(
         return Declined(result)
     if isinstance(result, list):
         return Declined("a parameter's state is incomplete")
-    if spread is not None:
-        outcome = spread.outcome
+    if decided is not None:
+        outcome = decided.outcome
     elif result is None:
         outcome = NO_GRADIENTS
     else:
@@ -69,7 +68,7 @@ def _call(
     settings: Settings,
     amp: Amp,
     fresh: set[Tensor],
-    spread: OverRanks | None,
+    decided: Decided | None,
     instead: dict[Tensor, Tensor],
 ) -> Any:
     kernel = cpu._C.sgd_step if type(optimizer) is SGD else cpu._C.adam_step
@@ -77,14 +76,14 @@ def _call(
         groups,
         optimizer.state,
         fresh,
-        settings.max_norm,
+        float(settings.max_norm),  # type: ignore[arg-type]  # which is no strategy by now
         settings.norm_type,
         1.0 if amp.grad_scale is None else float(amp.grad_scale),
         settings.skips,
         settings.write_grads,
         torch.get_num_threads(),
-        None if spread is None else float(spread.norm),
-        None if spread is None else spread.shards.dtensor,
+        [] if decided is None else decided.coefs.tolist(),
+        dtensor_of(decided),
         instead,
     )
 

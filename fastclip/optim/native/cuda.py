@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from fastclip.backends import cuda
-from fastclip.backends.base import Declined
-from fastclip.optim.native.on_device import Groups, step_on_device
+from fastclip.backends.base import Declined, threshold_on
+from fastclip.optim.gradients import Decided
+from fastclip.optim.native.on_device import Groups, on_device, step_on_device
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -20,15 +21,26 @@ def unavailable_reason() -> str | None:
     return cuda.unavailable_reason()
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+def step(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
+) -> Outcome | Declined:
     """Clip, update and count on the device."""
-    return step_on_device(optimizer, settings, amp, tally, device_type="cuda", read=_read, launch=_launch)
+    return step_on_device(
+        optimizer, settings, amp, tally, decided, device_type="cuda", read=_read, launch=_launch
+    )
 
 
-def _read(optimizer: Optimizer, groups: Groups, fresh: set[Tensor], write_grads: bool) -> Any:
+def _read(
+    optimizer: Optimizer,
+    groups: Groups,
+    fresh: set[Tensor],
+    write_grads: bool,
+    dtensor: type[Tensor] | None,
+    instead: dict[Tensor, Tensor],
+) -> Any:
     """Return a `_C.CudaAdamStep`, a `_C.CudaSgdStep` or Declined."""
     kind = cuda._C.CudaSgdStep if type(optimizer) is SGD else cuda._C.CudaAdamStep
-    found = kind.collect(groups, optimizer.state, fresh, write_grads, cuda.DLPACK_TYPE)
+    found = kind.collect(groups, optimizer.state, fresh, write_grads, cuda.DLPACK_TYPE, dtensor, instead)
     if isinstance(found, str):
         return Declined(found)
     if found and (reason := cuda._unusable_device(found.device)):
@@ -37,22 +49,37 @@ def _read(optimizer: Optimizer, groups: Groups, fresh: set[Tensor], write_grads:
 
 
 def _launch(
-    optimizer: Optimizer, groups: Groups, found: Any, settings: Settings, amp: Amp, tally: Tally
+    optimizer: Optimizer,
+    groups: Groups,
+    found: Any,
+    settings: Settings,
+    amp: Amp,
+    tally: Tally,
+    decided: Decided | None,
 ) -> Outcome | Declined:
     device = cuda._device(found)
     dtype = torch.float64 if found.has_float64 else torch.float32
     # As in the backend, from torch's allocator on the stream that the kernels run on.
-    total_norm, clip_coef = torch.empty(2, dtype=dtype, device=device).unbind()
-    skipped = torch.empty((), dtype=torch.bool, device=device)
+    coefs = None
+    if decided is None:
+        total_norm, clip_coef = torch.empty(2, dtype=dtype, device=device).unbind()
+        skipped = torch.empty((), dtype=torch.bool, device=device)
+    else:
+        coefs = decided.coefs.to(device, torch.float64)
+        total_norm, clip_coef, skipped = on_device(device, decided.outcome)
+    limit = threshold_on(device, settings.max_norm)  # type: ignore[arg-type]  # no strategy by now
     workspace = torch.empty(found.workspace_bytes, dtype=torch.uint8, device=device)
     grad_scale, found_inf = (_float32_on(device, value) for value in (amp.grad_scale, amp.found_inf))
     reason = found.run(
         settings.norm_type,
-        settings.max_norm,
+        *cuda.arguments_of(limit),
+        _address(coefs),
+        coefs is not None and coefs.numel() > 1,
         settings.skips,
         settings.write_grads,
         _address(grad_scale),
         _address(found_inf),
+        total_norm.dtype == torch.float64,
         total_norm.data_ptr(),
         clip_coef.data_ptr(),
         skipped.data_ptr(),
@@ -61,7 +88,7 @@ def _launch(
     )
     if reason:
         return Declined(reason)
-    tally.last = Outcome(total_norm, clip_coef, skipped)
+    tally.last = Outcome(total_norm, clip_coef, skipped) if decided is None else decided.outcome
     return tally.last
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from fastclip.backends import triton
-from fastclip.backends.base import Declined
+from fastclip.backends.base import Declined, threshold_on
 from fastclip.kernels.step_table import build_step_table
 from fastclip.kernels.table import Int64Array, TableCache, upload
-from fastclip.optim.native.on_device import Groups, step_on_device
+from fastclip.optim.gradients import Decided
+from fastclip.optim.native.on_device import Groups, on_device, step_on_device
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -29,18 +30,27 @@ _tables = TableCache(build_step_table)
 _rules = TableCache(_upload_rules)
 
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> Outcome | Declined:
+def step(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
+) -> Outcome | Declined:
     """Clip, update and count on the device."""
     device_type = "cpu" if triton.is_interpreted() else "cuda"
     return step_on_device(
-        optimizer, settings, amp, tally, device_type=device_type, read=_read, launch=_launch
+        optimizer, settings, amp, tally, decided, device_type=device_type, read=_read, launch=_launch
     )
 
 
-def _read(optimizer: Optimizer, groups: Groups, fresh: set[Tensor], write_grads: bool) -> Any:
+def _read(
+    optimizer: Optimizer,
+    groups: Groups,
+    fresh: set[Tensor],
+    write_grads: bool,
+    dtensor: type[Tensor] | None,
+    instead: dict[Tensor, Tensor],
+) -> Any:
     """Return a `_C.Step` or Declined."""
     read = triton._C.read_sgd_step if type(optimizer) is SGD else triton._C.read_adam_step
-    found = read(groups, optimizer.state, fresh, write_grads, triton.dlpack_type())
+    found = read(groups, optimizer.state, fresh, write_grads, triton.dlpack_type(), dtensor, instead)
     if isinstance(found, str):
         return Declined(found)
     if found and (reason := triton.device_reason(triton.device_of(found))):
@@ -49,21 +59,31 @@ def _read(optimizer: Optimizer, groups: Groups, fresh: set[Tensor], write_grads:
 
 
 def _launch(
-    optimizer: Optimizer, groups: Groups, found: Any, settings: Settings, amp: Amp, tally: Tally
+    optimizer: Optimizer,
+    groups: Groups,
+    found: Any,
+    settings: Settings,
+    amp: Amp,
+    tally: Tally,
+    decided: Decided | None,
 ) -> Outcome:
     device = triton.device_of(found)
     is_sgd = type(optimizer) is SGD
     launch = _kernels()
+    given = None
+    if decided is not None:
+        given = decided.coefs.to(device, torch.float64), *on_device(device, decided.outcome)
     clip = launch.Clip(
-        settings.max_norm,
+        threshold_on(device, settings.max_norm),  # type: ignore[arg-type]  # no strategy by now
         settings.norm_type,
         settings.skips,
         settings.write_grads,
         _beside(amp.grad_scale, device),
         _beside(amp.found_inf, device),
+        given,
     )
     with triton.current_device(device):
-        tally.last = Outcome(
+        outcome = Outcome(
             *launch.step(
                 "sgd" if is_sgd else "adam",
                 _tables.get(found.rows(), device),
@@ -74,6 +94,7 @@ def _launch(
             )
         )
     found.increment_versions(with_grads=settings.write_grads)
+    tally.last = outcome if decided is None else decided.outcome
     return tally.last
 
 

@@ -1,0 +1,210 @@
+"""What is decided before a step is taken: where ranks reduce, where a strategy asks for the norm first.
+
+Else it is decided on the way: the kernels that measure also clip, by a threshold that they are given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fastclip import backends
+from fastclip.backends.eager import clip_coefficient, combined, wide_dtype
+from fastclip.distributed import Shards
+from fastclip.optim.gradients import Decided, dense_values, over_ranks, over_ranks_of, parameters
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome
+from fastclip.optim.settings import Amp, MaxNorm, Settings, checked_max_norm
+from fastclip.strategies import Decision, Global, Gradients, Strategy
+
+GROUP_KEY = "max_norm"
+"""Of a parameter group: the threshold of its own, for the norm of its own gradients."""
+
+
+@dataclass(frozen=True)
+class Clipper:
+    """A threshold and the parameters that it is for."""
+
+    max_norm: MaxNorm
+    params: list[Tensor]
+    names: list[str] | None
+
+
+def clippers(function: str, optimizer: Optimizer, settings: Settings) -> list[Clipper]:
+    """Return all thresholds of an optimizer; that of the settings, for groups without their own, last."""
+    own = [group for group in optimizer.param_groups if GROUP_KEY in group]
+    rest = [group for group in optimizer.param_groups if GROUP_KEY not in group]
+    found = [
+        Clipper(checked_max_norm(function, group[GROUP_KEY]), group["params"], group.get("param_names"))
+        for group in own
+    ]
+    if rest or not found:
+        params = [param for group in rest for param in group["params"]]
+        named = all("param_names" in group for group in rest)
+        names = [name for group in rest for name in group["param_names"]] if named else None
+        found.append(Clipper(settings.max_norm, params, names))
+    strategies = [id(clipper.max_norm) for clipper in found if isinstance(clipper.max_norm, Strategy)]
+    if len(set(strategies)) < len(strategies):
+        raise ValueError(
+            f"{function}: two parameter groups share one strategy, which would take the norms of both for "
+            f"those of one; expected one for each, such as a copy.deepcopy."
+        )
+    return found
+
+
+def strategies_of(optimizer: Optimizer, settings: Settings) -> Iterator[tuple[str, Strategy]]:
+    """Yield the strategies at work and the names under which a checkpoint has them; each object once."""
+    seen: set[int] = set()
+    named = [("default", settings.max_norm)]
+    named += [(str(i), g.get(GROUP_KEY, math.inf)) for i, g in enumerate(optimizer.param_groups)]
+    for name, limit in named:
+        if isinstance(limit, Strategy) and id(limit) not in seen:
+            seen.add(id(limit))
+            yield name, limit
+
+
+def decide(
+    function: str, optimizer: Optimizer, settings: Settings, amp: Amp
+) -> tuple[Settings, Decided | None]:
+    """Ask the strategies, after measuring and reducing where that comes first.
+
+    Returns:
+        The settings, with a number or a tensor in the place of a strategy, and what is decided already; None
+        if the step itself is to measure. No gradient is touched, but by strategies that clip elements.
+    """
+    whole = over_ranks(function, optimizer, settings)
+    is_one = not any(GROUP_KEY in group for group in optimizer.param_groups)
+    if whole is None and is_one:
+        if not isinstance(settings.max_norm, Strategy):
+            return settings, None
+        if (limit := _foreseen(settings.max_norm, optimizer)) is not None:
+            return replace(settings, max_norm=limit), None
+    every = clippers(function, optimizer, settings)
+    measured = [
+        _measured(function, clipper, settings, amp, whole if len(every) == 1 else None) for clipper in every
+    ]
+    outcome, coefs, may_skip = _decided(measured, settings, amp, optimizer)
+    dtypes = {dtype for m in measured for dtype in m.dtypes}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    if whole is not None:
+        dtype = whole.plan.dtype
+    outcome = Outcome(
+        outcome.total_norm.to(dtype), outcome.clip_coef.to(dtype), outcome.skipped, outcome.threshold
+    )
+    return replace(settings, max_norm=math.inf), Decided(outcome, coefs, may_skip, whole)
+
+
+def learn(settings: Settings, now: Settings, outcome: Outcome) -> None:
+    """Let a strategy that predicted see the norm of the step, and keep the threshold with the outcome."""
+    strategy = settings.max_norm
+    if not isinstance(strategy, Global) or outcome is NO_GRADIENTS:
+        return
+    outcome.threshold = now.max_norm if not isinstance(now.max_norm, Strategy) else None
+    if (numbers := outcome.numbers()) is not None:
+        norm = torch.tensor(math.nan if numbers[2] else numbers[0], dtype=torch.float64, device="cpu")
+    else:
+        norm = outcome.total_norm
+        norm = torch.where(outcome.skipped, math.nan, norm.to(wide_dtype(norm)))
+    strategy.observe(norm)
+
+
+def _foreseen(strategy: Strategy, optimizer: Optimizer) -> float | Tensor | None:
+    """Return the threshold if it is known before the norm is, or inf if there is no gradient to clip."""
+    of_all = (p.grad for group in optimizer.param_groups for p in group["params"])
+    grad = next((grad for grad in of_all if grad is not None), None)
+    if grad is None:
+        return math.inf
+    if not (isinstance(strategy, Global) and strategy.predicts):
+        return None
+    # A copy: the state that it stands in changes when the step is learned from.
+    return strategy.threshold(torch.empty((), dtype=wide_dtype(grad), device=grad.device)).clone()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The gradients of a clipper, and how often a scaler found inf on the ranks that reduced."""
+
+    max_norm: MaxNorm
+    gradients: Gradients
+    found: Tensor | None
+    dtypes: set[torch.dtype]
+
+
+def _measured(
+    function: str, clipper: Clipper, settings: Settings, amp: Amp, whole: Shards | None
+) -> _Measured:
+    spread = whole or over_ranks_of(function, clipper.params, settings)
+    present = [p for p in clipper.params if p.grad is not None]
+    found, dtypes = None, set()
+    if spread is not None:
+        norm, found = spread.total_norm(settings.norm_type, amp.found_inf)
+    elif present:
+        grads = dense_values(present)
+        dtypes = {grad.dtype for grad in grads}
+        norm = backends.run("total_norm", grads, settings.norm_type, wide_dtype(grads[0]))
+    else:
+        norm = torch.zeros((), dtype=torch.float64, device="cpu")
+    if amp.grad_scale is not None:
+        norm = norm / amp.grad_scale.to(norm.device)
+    if found is None and amp.found_inf is not None:
+        found = amp.found_inf.to(norm.device)
+    names = clipper.names
+    if names is not None:
+        names = [name for name, p in zip(names, clipper.params, strict=True) if p.grad is not None]
+    gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread)
+    return _Measured(clipper.max_norm, gradients, found, dtypes)
+
+
+def _decided(
+    measured: list[_Measured], settings: Settings, amp: Amp, optimizer: Optimizer
+) -> tuple[Outcome, Tensor, bool]:
+    """Return what follows for the step as a whole, and the coefficients in the order of the groups."""
+    home = next((m for m in measured if m.gradients.parameters), measured[0]).gradients.total_norm
+    norms = [m.gradients.total_norm.to(home) for m in measured]
+    norm = norms[0] if len(norms) == 1 else combined(norms, settings.norm_type, [torch.float64])
+    skipped = torch.zeros_like(norm, dtype=torch.bool)
+    if settings.skips:
+        skipped = ~norm.isfinite()
+    for m in measured:
+        if m.found is not None:
+            skipped = skipped | (m.found.to(home.device) != 0)
+    may_skip = settings.skips or amp.found_inf is not None
+    decisions = []
+    for m in measured:
+        # A step that is left out is nothing to learn from, neither for another group's strategy.
+        m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
+        decision = _decision(m)
+        decisions.append(decision)
+        if decision.outlier is not None:
+            skipped, may_skip = skipped | decision.outlier, True
+    if len(decisions) == 1:
+        coefs = decisions[0].coefs.to(home)
+    else:
+        coefs = _in_order(optimizer, measured, decisions, home)
+    threshold = decisions[0].threshold if len(decisions) == 1 else None
+    return Outcome(norm, coefs.amin(), skipped, threshold), coefs, may_skip
+
+
+def _in_order(
+    optimizer: Optimizer, measured: list[_Measured], decisions: list[Decision], home: Tensor
+) -> Tensor:
+    """Return a coefficient for each gradient, in the order of the groups; 1 if there is none."""
+    place: dict[Tensor, int] = {}
+    every = [home.new_ones(1)]
+    for m, decision in zip(measured, decisions, strict=True):
+        params = m.gradients.parameters
+        place.update({param: len(place) + i for i, param in enumerate(params)})
+        every.append(decision.coefs.to(home).expand(len(params)))
+    order = [1 + place[param] for param in parameters(optimizer)]
+    return torch.cat(every)[order or [0]]
+
+
+def _decision(measured: _Measured) -> Decision:
+    limit, norm = measured.max_norm, measured.gradients.total_norm
+    if isinstance(limit, Strategy):
+        return limit.decide(measured.gradients)
+    return Decision(clip_coefficient(limit, norm).reshape(1))

@@ -1,0 +1,257 @@
+"""What a strategy is: a rule that sets the threshold, or the coefficients, of each step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from fastclip import backends
+from fastclip.backends.eager import clip_coefficient, returned_dtype, wide_dtype
+from fastclip.distributed import Shards, shards
+from fastclip.distributed.marks import Ranks
+
+
+class Gradients:
+    """What a strategy decides on: the gradients of one step, which may be those of all ranks together.
+
+    Attributes:
+        parameters: Those that have a gradient on this rank.
+        total_norm: Of all gradients, divided by a GradScaler's scale; 0-dim float64 (float32 where the device
+            has none), on their device.
+        names: Of the parameters, or None.
+        scale: The gradients are this many times too large; 0-dim, or None.
+        shards: What this rank holds, if others hold further parts.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        total_norm: Tensor,
+        norm_type: float = 2.0,
+        names: Sequence[str] | None = None,
+        scale: Tensor | None = None,
+        shards: Shards | None = None,
+    ) -> None:
+        """Take what is known of them."""
+        self.parameters, self.total_norm, self.names = parameters, total_norm, names
+        self.scale = None if scale is None else scale.to(total_norm.device)
+        self.shards = shards
+        self._norm_type = norm_type
+
+    @functools.cached_property
+    def norms(self) -> Tensor:
+        """Return the norm of each, like `total_norm`, 1-dim; reads every gradient once more."""
+        if self.shards is not None:
+            norms = self.shards.norms(self._norm_type)
+        else:
+            dtype = self.total_norm.dtype
+            norms = backends.run("grad_norms", list(self.parameters), self._norm_type, dtype)
+        norms = norms.to(self.total_norm)
+        return norms if self.scale is None else norms / self.scale
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a strategy makes of the gradients of one step.
+
+    Attributes:
+        coefs: What to multiply them by: one for all or, in the order of the parameters, one for each; 1-dim.
+        threshold: The norm from which on they are clipped, 0-dim; None where there is none for all.
+        outlier: Whether to leave the step out, 0-dim bool; None: not for this strategy to say.
+    """
+
+    coefs: Tensor
+    threshold: Tensor | None = None
+    outlier: Tensor | None = None
+
+
+class Strategy(ABC):
+    """A rule that sets how much of each step's gradients is left, from what it has seen of them.
+
+    Goes wherever a max_norm goes: `ClippedOptimizer`, `attach`, a parameter group's "max_norm". What it
+    has seen is on the gradients' device, and is never asked for: no step waits for the device.
+
+    A norm that is not finite is never seen: whatever becomes of the step, the statistics do not change.
+    """
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        self._state: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def decide(self, gradients: Gradients) -> Decision:
+        """Return what to do with these gradients, and learn from them."""
+
+    def _initial(self, like: Tensor) -> dict[str, Tensor]:
+        """Return the state before the first step, of the device and the dtype of `like`."""
+        return {}
+
+    def _on(self, like: Tensor) -> dict[str, Tensor]:
+        """Return the state, from now on where `like` is."""
+        if not self._state:
+            self._state = self._initial(like)
+        elif next(iter(self._state.values())).device != like.device:
+            self._state = {name: value.to(like.device) for name, value in self._state.items()}
+        return self._state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the class and what it has seen, as copies; the settings stay with the object."""
+        return {"strategy": type(self).__name__, **{k: v.clone() for k, v in self._state.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where another run was.
+
+        Raises:
+            ValueError: It is of another strategy, or of one with a window of another length.
+        """
+        state = dict(state_dict)
+        name, own = state.pop("strategy", None), type(self).__name__
+        if name != own:
+            raise ValueError(f"{own}.load_state_dict: this is the state of {name}; expected that of {own}.")
+        tensors = {key: torch.as_tensor(value).detach().clone() for key, value in state.items()}
+        if tensors:
+            like = next(iter(tensors.values()))
+            expected = self._initial(like)
+            if wrong := self._unlike(tensors, expected):
+                raise ValueError(f"{own}.load_state_dict: {wrong}; expected the same settings as before.")
+        self._state = tensors
+
+    def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+        """Return in what a state differs from what this strategy keeps, or None."""
+        if state.keys() != expected.keys():
+            return f"the state has {', '.join(state)} and not {', '.join(expected)}"
+        for key, value in state.items():
+            if value.shape != expected[key].shape:
+                return f"{key} has shape {tuple(value.shape)} and not {tuple(expected[key].shape)}"
+        return None
+
+    def clip_grad_norm_(
+        self,
+        parameters: Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+        norm_type: float = 2.0,
+        *,
+        group: Ranks | None = None,
+        mesh: DeviceMesh | None = None,
+    ) -> Tensor:
+        """Clip the gradients in place as this strategy has it, and learn from them.
+
+        Args:
+            parameters: A tensor, an iterable of tensors, or one of (name, tensor) pairs; those without a
+                gradient are skipped.
+            norm_type: p > 0 of the p-norm, or inf.
+            group: As in `fastclip.clip_grad_norm_`.
+            mesh: As in `fastclip.clip_grad_norm_`.
+
+        Returns:
+            The total norm before clipping, as `fastclip.clip_grad_norm_` does. A norm that is not finite, and
+            a step that is an outlier to `Skip`, leave the gradients as they are: look at it before the step.
+
+        Reads every gradient once, twice where each has a coefficient of its own, and writes what is clipped.
+        """
+        names, listed = _named(parameters)
+        spread = shards(
+            "clip_grad_norm_", listed, of_gradients=True, group=group, mesh=mesh, norm_type=norm_type
+        )
+        at = [i for i, p in enumerate(listed) if p.grad is not None]
+        params = [listed[i] for i in at]
+        grads = [p.grad for p in params if p.grad is not None]
+        if spread is not None:
+            norm, _ = spread.total_norm(float(norm_type))
+            returned = spread.returned(norm)
+        elif grads:
+            norm = backends.run("total_norm", grads, float(norm_type), wide_dtype(grads[0]))
+            returned = norm.to(returned_dtype(grads))
+        else:
+            return torch.tensor(0.0)
+        named = None if names is None else [names[i] for i in at]
+        decision = self.decide(Gradients(params, norm, float(norm_type), named, shards=spread))
+        keep = ~norm.isfinite()
+        if decision.outlier is not None:
+            keep = keep | decision.outlier
+        coefs = torch.where(keep, 1.0, decision.coefs)
+        if spread is not None:
+            spread.multiply(coefs)
+        else:
+            backends.run("scale_grads_", params, coefs)
+        return returned
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Strategy:
+        """Return one that has seen the same, with a state of its own."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in vars(self).items()})
+        return twin
+
+    def __repr__(self) -> str:
+        """Return the class and its settings."""
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+class Global(Strategy):
+    """A strategy with one threshold for the norm of all gradients together."""
+
+    predicts: ClassVar[bool] = True
+    """Whether the threshold follows from earlier steps alone. Then the kernels that measure also clip."""
+
+    @abstractmethod
+    def threshold(self, norm: Tensor) -> Tensor:
+        """Return the largest norm to leave, 0-dim like `norm`, which counts unless the strategy predicts."""
+
+    @abstractmethod
+    def observe(self, norm: Tensor) -> None:
+        """Learn from the norm of a step before clipping, 0-dim; in place, so that a graph can hold it."""
+
+    def decide(self, gradients: Gradients) -> Decision:
+        """Return min(1, threshold / (norm + 1e-6)) for all."""
+        norm = gradients.total_norm
+        # A copy: what is observed may change the state that the threshold stands in.
+        limit = self.threshold(norm).clone()
+        self.observe(norm)
+        return Decision(clip_coefficient(limit, norm).reshape(1), limit)
+
+
+def checked(strategy: str, name: str, value: float, ok: Callable[[float], bool], expected: str) -> float:
+    """Return a setting as a float.
+
+    Raises:
+        ValueError: It is not what is expected.
+    """
+    number = float(value)
+    if not ok(number):
+        raise ValueError(f"{strategy}: {name}={value}; expected {expected}.")
+    return number
+
+
+def positive(strategy: str, name: str, value: float) -> float:
+    """Return a setting that has to be > 0."""
+    return checked(strategy, name, value, lambda x: x > 0, "a number > 0")
+
+
+def share(strategy: str, name: str, value: float) -> float:
+    """Return a setting that has to lie between 0 and 1."""
+    return checked(strategy, name, value, lambda x: 0 < x < 1, "a number between 0 and 1")
+
+
+def count(strategy: str, name: str, value: int, least: int) -> int:
+    """Return a setting that has to be a whole number from `least` on."""
+    return int(checked(strategy, name, value, lambda x: x >= least and x == int(x), f"at least {least}"))
+
+
+def _named(
+    parameters: Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+) -> tuple[list[str] | None, list[Tensor]]:
+    if isinstance(parameters, Tensor):
+        return None, [parameters]
+    listed: list[Any] = list(parameters)
+    if listed and isinstance(listed[0], tuple):
+        return [name for name, _ in listed], [param for _, param in listed]
+    return None, listed

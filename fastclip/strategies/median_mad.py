@@ -1,0 +1,57 @@
+"""Median and median absolute deviation of the latest norms."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from fastclip.strategies import windows
+from fastclip.strategies.base import Global, count, positive
+
+_NORMAL = 1.4826
+"""Times the median absolute deviation is the standard deviation, where norms are normally distributed."""
+
+
+class MedianMAD(Global):
+    """threshold = median + k * 1.4826 * MAD of the last norms, where MAD = median |norm - median|.
+
+    Half of the window has to be outliers before they move it: what masks itself to a mean and a sigma is
+    seen here. Norms count as they were before clipping. A median is the lower of two middle values.
+
+    Args:
+        k: Standard deviations above the median.
+        window: Norms that count.
+        warmup: Norms to see before anything is clipped.
+
+    Source:
+        Own; Rousseeuw and Croux, Alternatives to the Median Absolute Deviation, 1993.
+    """
+
+    def __init__(self, k: float = 4.0, window: int = 128, warmup: int = 20) -> None:
+        super().__init__()
+        self.k = positive("MedianMAD", "k", k)
+        self.window = count("MedianMAD", "window", window, 2)
+        self.warmup = count("MedianMAD", "warmup", warmup, 1)
+        if warmup > window:
+            raise ValueError(f"MedianMAD: warmup={warmup} with window={window}; expected warmup <= window.")
+
+    def _initial(self, like: Tensor) -> dict[str, Tensor]:
+        return {
+            "window": windows.empty(self.window, like),
+            "threshold": like.new_full((), math.inf),
+        }
+
+    def threshold(self, norm: Tensor) -> Tensor:
+        """Return what the norms before this one give."""
+        return self._on(norm)["threshold"]
+
+    def observe(self, norm: Tensor) -> None:
+        """Put the norm into the window."""
+        state = self._on(norm)
+        window = state["window"]
+        windows.push(window, norm)
+        median = window.nanmedian()
+        mad = (window - median).abs_().nanmedian()
+        limit = median.add_(mad, alpha=self.k * _NORMAL)
+        state["threshold"].copy_(windows.once_full(window, self.warmup, limit))

@@ -1,0 +1,63 @@
+"""Each gradient gets the length that its norm has had of late."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastclip.strategies.base import Decision, Gradients, Strategy, positive, share
+
+
+class NormStabilised(Strategy):
+    """Each gradient g becomes g / norm * m / (sqrt(v) + eps).
+
+    m and v are moving averages of its norm and of the square of that, without their bias towards 0. The
+    length is about 1 while norms are steady, whatever they are, and short where they vary: small gradients
+    are made longer, too. Parameters must be the same in every step, each with a gradient.
+
+    Args:
+        beta1: Decay of m.
+        beta2: Decay of v.
+        eps: Added to the root.
+
+    Source:
+        Huang et al., Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam, 2025 (AdaGN).
+    """
+
+    def __init__(self, beta1: float = 0.7, beta2: float = 0.9, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.beta1 = share("NormStabilised", "beta1", beta1)
+        self.beta2 = share("NormStabilised", "beta2", beta2)
+        self.eps = positive("NormStabilised", "eps", eps)
+
+    def _start(self, norms: Tensor) -> dict[str, Tensor]:
+        if not self._state:
+            self._state = {
+                "mean": torch.zeros_like(norms),
+                "square": torch.zeros_like(norms),
+                "seen": norms.new_zeros(()),
+            }
+        state = self._on(norms)
+        if state["mean"].shape != norms.shape:
+            raise ValueError(
+                f"NormStabilised: {norms.numel()} parameters have a gradient, and {state['mean'].numel()} "
+                f"had one before; expected the same in every step."
+            )
+        return state
+
+    def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
+        return None  # as many as there are parameters, which show themselves in the next step
+
+    def decide(self, gradients: Gradients) -> Decision:
+        """Return a coefficient for each parameter, which may be above 1."""
+        norms = gradients.norms
+        state = self._start(norms)
+        finite = gradients.total_norm.isfinite()
+        known = torch.where(finite, norms, 0.0)
+        weight = finite.to(norms.dtype)
+        seen = state["seen"].add_(weight)
+        mean = state["mean"].lerp_(known, weight * (1 - self.beta1))
+        square = state["square"].lerp_(known * known, weight * (1 - self.beta2))
+        first = mean / (1 - self.beta1**seen)
+        second = square / (1 - self.beta2**seen)
+        return Decision(first / (second.sqrt() + self.eps) / (norms + self.eps))

@@ -1,0 +1,62 @@
+"""Mean and variance of the norms, as moving averages."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastclip.strategies.base import Global, count, positive, share
+
+_EPSILON = 1e-6
+
+
+class ZScore(Global):
+    """threshold = mean + z_threshold^2 / z * sigma where z = (norm - mean) / sigma is above z_threshold.
+
+    So the farther out a norm is, the shorter it gets. Mean and variance are moving averages of the norms
+    after clipping; of the first `warmup` norms, of which none is clipped, they are those of the sample.
+
+    Args:
+        decay: Of the moving averages.
+        z_threshold: Standard deviations above the mean from which on a norm is clipped.
+        warmup: Norms to see before anything is clipped.
+
+    Source:
+        Kumar, Owen, Chowdhury and Güra, ZClip: Adaptive Spike Mitigation for LLM Pre-Training, 2025.
+    """
+
+    predicts: ClassVar[bool] = False
+
+    def __init__(self, decay: float = 0.97, z_threshold: float = 2.5, warmup: int = 25) -> None:
+        super().__init__()
+        self.decay = share("ZScore", "decay", decay)
+        self.z_threshold = positive("ZScore", "z_threshold", z_threshold)
+        self.warmup = count("ZScore", "warmup", warmup, 2)
+
+    def _initial(self, like: Tensor) -> dict[str, Tensor]:
+        # One tensor: mean, variance, and how many norms were seen.
+        return {"moments": like.new_zeros(3)}
+
+    def threshold(self, norm: Tensor) -> Tensor:
+        """Return what mean and variance before this norm give for it."""
+        mean, variance, seen = self._on(norm)["moments"].unbind()
+        sigma = variance.sqrt()
+        z = (norm - mean) / (sigma + _EPSILON)
+        limit = mean + sigma * (self.z_threshold**2 / z)
+        return torch.where((seen >= self.warmup) & (z > self.z_threshold), limit, math.inf)
+
+    def observe(self, norm: Tensor) -> None:
+        """Average in the norm as it is after clipping."""
+        moments = self._on(norm)["moments"]
+        mean, variance, seen = moments.unbind()
+        clipped = torch.minimum(norm, self.threshold(norm))
+        in_warmup = seen < self.warmup
+        weight = torch.where(in_warmup, 1 / (seen + 1), 1 - self.decay)
+        after = torch.lerp(mean, clipped, weight)
+        # Welford's update of a sample; ZClip's moving average measures from the new mean alone.
+        square = (clipped - after) * torch.where(in_warmup, clipped - mean, clipped - after)
+        updated = torch.stack((after, torch.lerp(variance, square, weight), seen + 1))
+        torch.where(norm < math.inf, updated, moments, out=moments)
