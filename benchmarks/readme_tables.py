@@ -129,6 +129,51 @@ def distributed_table(folder: Path) -> str:
     return _markdown(DISTRIBUTED_COLUMNS, rows, text)
 
 
+def strategies_table(folder: Path) -> str:
+    """Return how every strategy ends as it comes, and what its step costs, from strategies.json."""
+    results = json.loads((folder / "strategies.json").read_text(encoding="utf-8"))
+    scores = results["scores"]
+    trials = list(dict.fromkeys((s["task"], s["condition"], s["rate"]) for s in scores))
+    by_name: dict[str, dict[tuple[str, str, float], dict[str, Any]]] = {}
+    for score in scores:
+        trial = score["task"], score["condition"], score["rate"]
+        by_name.setdefault(score["contender"], {})[trial] = score
+    rows = [
+        [f"`{name}`" if "(" in name else name, *(_mean_of_seeds(found[trial]) for trial in trials)]
+        for name, found in by_name.items()
+    ]
+    columns = ["max_norm", *(f"{task} at {rate:g}: {condition}" for task, condition, rate in trials)]
+    env = results["environment"]
+    text = (
+        f"Test accuracy on the digits, and bits per character of held-out text (less is better): mean over "
+        f"{len(results['seeds'])} seeds, lowest and highest in brackets. SGD at the rate that is given; "
+        f"{env['hardware']['cpu']}, torch {env['versions']['torch']}, fastclip at commit {env['commit']}, "
+        f"{env['date'][:10]}."
+    )
+    return _markdown(columns, rows, text)
+
+
+def strategy_costs_table(folder: Path) -> str:
+    """Return what the step of each strategy costs beside a fixed threshold, from strategies.json."""
+    results = json.loads((folder / "strategies.json").read_text(encoding="utf-8"))
+    rows = [
+        [f"`{row['strategy']}`", digits(row["measurement"]["quantiles_ms"]["50"]), f"{row['cost']:+.1%}"]
+        for row in results["costs"]
+    ]
+    text = (
+        f"`ClippedOptimizer.step` with AdamW on the parameters of GPT-2 (124M, float32), milliseconds "
+        f"(median), {results['threads']} threads."
+    )
+    return _markdown(["max_norm", "ms", "beside fixed"], rows, text)
+
+
+def _mean_of_seeds(score: dict[str, Any]) -> str:
+    known = [value for value in score["scores"] if value is not None]
+    if len(known) < len(score["scores"]):
+        return "nan"
+    return f"{sum(known) / len(known):.3f} ({min(known):.3f}, {max(known):.3f})"
+
+
 def tuner_table(folder: Path) -> str:
     """Return what the search on the digits reached, from tuner.json."""
     parts = json.loads((folder / "tuner.json").read_text(encoding="utf-8"))

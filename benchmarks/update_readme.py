@@ -19,6 +19,8 @@ from readme_tables import (
     gpu_steps_table,
     gpu_table,
     steps_table,
+    strategies_table,
+    strategy_costs_table,
     tuner_table,
 )
 
@@ -32,12 +34,15 @@ TABLES = {
     "gpu-steps": gpu_steps_table,
     "tuner": tuner_table,
     "distributed": distributed_table,
+    "strategies": strategies_table,
+    "strategy-costs": strategy_costs_table,
     "gpu-all": gpu_all_table,
 }
 """Name in the markers -> function of the folder of results that returns Markdown."""
 DOCUMENTS = {
     ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner", "distributed"),
     ROOT / "benchmarks" / "README.md": ("gpu-all",),
+    ROOT / "docs" / "strategies.md": ("strategies", "strategy-costs"),
 }
 """What is rewritten unless --readme and --tables say otherwise."""
 

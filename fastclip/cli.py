@@ -136,6 +136,7 @@ def info(as_json: bool) -> None:
 )
 @click.option("--steps", is_flag=True, help="Time clip and optimizer step together, in float32.")
 @click.option("--distributed", is_flag=True, help="Time both over DTensors, on one rank and one thread.")
+@click.option("--strategies", is_flag=True, help="Train small networks with each strategy; time its step.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all. Default: torch's.")
 @click.option("--quick", is_flag=True, help="A tenth of the time: enough for a look, too noisy to quote.")
 @click.option(
@@ -152,6 +153,7 @@ def run_bench(
     modes: tuple[str, ...],
     steps: bool,
     distributed: bool,
+    strategies: bool,
     threads: int | None,
     quick: bool,
     time_budget: float | None,
@@ -170,6 +172,7 @@ def run_bench(
       fastclip bench --threads 8 --json results.json --plot results.png
       fastclip bench --steps --quick
       fastclip bench --distributed
+      fastclip bench --strategies --quick
     """
     from rich.console import Console
 
@@ -178,10 +181,14 @@ def run_bench(
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
 
+    alone = [n for n, given in (("--distributed", distributed), ("--strategies", strategies)) if given]
+    if alone and (len(alone) > 1 or steps or plot_path is not None):
+        raise click.UsageError(f"{alone[0]} goes with neither --steps nor --plot; leave them out.")
     if distributed:
-        if steps or plot_path is not None:
-            raise click.UsageError("--distributed goes with neither --steps nor --plot; leave them out.")
         _bench_distributed(threads, quick, time_budget, json_path)
+        return
+    if strategies:
+        _bench_strategies(threads, quick, time_budget, json_path)
         return
     if steps:
         if plot_path is not None:
@@ -220,6 +227,30 @@ def _bench_distributed(
     budget = time_budget or (0.25 if quick else 2.5)
     results = run_distributed(threads=threads or 1, time_budget_s=budget)
     table.console().print(distributed_table.render(results))
+    if json_path is not None:
+        write_json(json_path, results.content())
+        click.echo(f"wrote {json_path}")
+
+
+def _bench_strategies(
+    threads: int | None, quick: bool, time_budget: float | None, json_path: Path | None
+) -> None:
+    from rich.console import Console
+
+    from fastclip.bench import table
+    from fastclip.bench.results import write_json
+    from fastclip.demo import comparison_table
+    from fastclip.demo.comparison import compare
+
+    console = Console(stderr=True)
+    results = compare(
+        seeds=(0,) if quick else (0, 1, 2),
+        epochs=2 if quick else None,
+        threads=threads,
+        time_budget_s=time_budget or (6.0 if quick else 60.0),
+        told=lambda line: console.print(line, style="dim", highlight=False, soft_wrap=True),
+    )
+    table.console().print(comparison_table.render(results))
     if json_path is not None:
         write_json(json_path, results.content())
         click.echo(f"wrote {json_path}")
