@@ -29,11 +29,16 @@ def percentile(p: float, window: int | None, warmup: int = 1) -> Callable[[Seque
     return threshold
 
 
-def median_mad(k: float, window: int, warmup: int) -> Callable[[Sequence[float]], float]:
+def early(known: list[float], factor: float) -> float:
+    """Of a warm-up."""
+    return factor * statistics.median_low(known) if known else math.inf
+
+
+def median_mad(k: float, window: int, warmup: int, factor: float = 4.0) -> Callable[[Sequence[float]], float]:
     def threshold(norms: Sequence[float]) -> float:
         known = seen(norms)
         if len(known) < warmup:
-            return math.inf
+            return early(known, factor)
         latest = known[-window:]
         median = statistics.median_low(latest)
         mad = statistics.median_low([abs(n - median) for n in latest])
@@ -42,11 +47,14 @@ def median_mad(k: float, window: int, warmup: int) -> Callable[[Sequence[float]]
     return threshold
 
 
-def zscore(decay: float, z_threshold: float, warmup: int) -> Callable[[Sequence[float]], float]:
+def zscore(
+    decay: float, z_threshold: float, warmup: int, factor: float = 4.0
+) -> Callable[[Sequence[float]], float]:
     def threshold(norms: Sequence[float]) -> float:
-        first = seen(norms)[:warmup]
-        if len(first) < warmup:
-            return math.inf
+        known = seen(norms)[:warmup]
+        if len(known) < warmup:
+            return early(known, factor)
+        first = [min(norm, early(known[:i], factor)) for i, norm in enumerate(known)]
         mean = statistics.fmean(first)
         variance = statistics.fmean([(n - mean) ** 2 for n in first])
 

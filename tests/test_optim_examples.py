@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("scheduler", r"accuracy 0\.9[3-9]"),
         ("grad_scaler", r"accuracy 0\.9[3-9].* after [1-9]\d* skipped"),
         ("resume", "the same bits: True"),
+        ("strategies", r"MedianMAD\(k=.*: accuracy 0\.9[3-9].* 1 skipped"),
     ],
 )
 def test_example(name: str, promise: str) -> None:

@@ -25,7 +25,8 @@ FORMULAS: list[tuple[Strategy, Callable[[Sequence[float]], float]]] = [
     (strategies.MedianMAD(), oracle.median_mad(4, 128, 20)),
     (strategies.MedianMAD(2.5, window=11, warmup=4), oracle.median_mad(2.5, 11, 4)),
     (strategies.ZScore(), oracle.zscore(0.97, 2.5, 25)),
-    (strategies.ZScore(0.9, 1.5, 5), oracle.zscore(0.9, 1.5, 5)),
+    (strategies.ZScore(0.9, 1.5, 5, math.inf), oracle.zscore(0.9, 1.5, 5, math.inf)),
+    (strategies.MedianMAD(3, 40, 30, math.inf), oracle.median_mad(3, 40, 30, math.inf)),
     (strategies.QuantileServo(), oracle.quantile_servo(0.5, 0.2)),
     (strategies.QuantileServo(0.9, 0.05), oracle.quantile_servo(0.9, 0.05)),
     (strategies.Ema(), oracle.ema(1.05, 0.98, 100, 1.0)),
@@ -274,7 +275,7 @@ def test_strategies_for_each_want_the_same_parameters() -> None:
 
 
 def test_repr_names_the_settings() -> None:
-    assert repr(strategies.MedianMAD(3)) == "MedianMAD(k=3.0, window=128, warmup=20)"
+    assert repr(strategies.MedianMAD(3)) == "MedianMAD(k=3.0, window=128, warmup=20, warmup_factor=4.0)"
     assert repr(strategies.Skip(strategies.Fixed(2), 3)) == "Skip(strategy=Fixed(max_norm=2.0), factor=3.0)"
 
 

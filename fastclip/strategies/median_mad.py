@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from fastclip.strategies import windows
@@ -22,17 +23,22 @@ class MedianMAD(Global):
     Args:
         k: Standard deviations above the median.
         window: Norms that count.
-        warmup: Norms to see before anything is clipped.
+        warmup: Norms to see before the deviation counts.
+        warmup_factor: Until then, from the second norm on, threshold = this times the median; inf clips
+            nothing.
 
     Source:
         Own; Rousseeuw and Croux, Alternatives to the Median Absolute Deviation, 1993.
     """
 
-    def __init__(self, k: float = 4.0, window: int = 128, warmup: int = 20) -> None:
+    def __init__(
+        self, k: float = 4.0, window: int = 128, warmup: int = 20, warmup_factor: float = 4.0
+    ) -> None:
         super().__init__()
         self.k = positive("MedianMAD", "k", k)
         self.window = count("MedianMAD", "window", window, 2)
         self.warmup = count("MedianMAD", "warmup", warmup, 1)
+        self.warmup_factor = positive("MedianMAD", "warmup_factor", warmup_factor)
         if warmup > window:
             raise ValueError(f"MedianMAD: warmup={warmup} with window={window}; expected warmup <= window.")
 
@@ -53,5 +59,6 @@ class MedianMAD(Global):
         windows.push(window, norm)
         median = window.nanmedian()
         mad = (window - median).abs_().nanmedian()
-        limit = median.add_(mad, alpha=self.k * _NORMAL)
-        state["threshold"].copy_(windows.once_full(window, self.warmup, limit))
+        limit = torch.add(median, mad, alpha=self.k * _NORMAL)
+        early = windows.while_few(median, self.warmup_factor)
+        state["threshold"].copy_(torch.where(window[-self.warmup].isnan(), early, limit))

@@ -19,6 +19,11 @@ def push(window: Tensor, norm: Tensor) -> None:
     torch.where(norm < math.inf, shifted, window, out=window)  # False of nan
 
 
+def while_few(median: Tensor, factor: float) -> Tensor:
+    """Return factor * median of the norms so far; inf before the first."""
+    return median.mul(factor).nan_to_num_(math.inf, math.inf)
+
+
 def once_full(window: Tensor, fewest: int, value: Tensor) -> Tensor:
     """Return a value if the window holds that many norms, else inf; 0-dim."""
     return torch.where(window[-fewest].isnan(), math.inf, value)
