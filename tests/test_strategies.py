@@ -12,10 +12,13 @@ import pytest
 import strategy_oracle as oracle
 import torch
 from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES, norms, of_norm
+from triton_interpreter import interpreted, needs_triton
 
 import fastclip
 from fastclip import strategies
 from fastclip.strategies import Gradients, Strategy
+
+__all__ = ["interpreted"]
 
 FORMULAS: list[tuple[Strategy, Callable[[Sequence[float]], float]]] = [
     (strategies.Percentile(10), oracle.percentile(10, None)),
@@ -49,6 +52,65 @@ def test_threshold_is_that_of_the_formula(strategy: Strategy, formula: Any) -> N
         assert float(decision.coefs) == pytest.approx(coef, rel=1e-9)
         clipped += coef < 1
     assert clipped > 0
+
+
+WITH_KERNELS = [
+    strategies.MedianMAD(2.5, window=11, warmup=4),
+    strategies.Percentile(37, window=8, warmup=3),
+    strategies.QuantileServo(0.9, 0.05),
+    strategies.ZScore(0.9, 1.5, 5),
+]
+"""With short windows: to interpret a sort is slow."""
+
+
+@needs_triton
+@pytest.mark.parametrize("strategy", WITH_KERNELS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+def test_a_device_learns_the_same_in_one_launch(
+    strategy: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = noted_launches(monkeypatch)
+    ours, theirs = copy.deepcopy(strategy), copy.deepcopy(strategy)
+    sequence = torch.tensor(norms(22)).to(dtype)
+    for step, norm in enumerate(sequence):
+        skipped = torch.tensor(step % 7 == 3)
+        seen = torch.where(skipped, math.nan, norm.double())
+        if strategy.predicts:
+            found = [ours.threshold(norm.double()).clone()]
+            ours.learn(norm, skipped)
+            with fastclip.use_backend("cpu"):
+                expected = [theirs.threshold(norm.double()).clone()]
+                theirs.learn(seen)
+        else:
+            param = torch.nn.Parameter(torch.zeros(1))
+            decision = ours.decide(Gradients([param], seen))
+            found = [decision.threshold, decision.coefs]
+            with fastclip.use_backend("cpu"):
+                decision = theirs.decide(Gradients([param], seen))
+            expected = [decision.threshold, decision.coefs]
+            if not seen.isfinite():  # for which there is no threshold
+                found, expected = found[1:], expected[1:]
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0, equal_nan=True)
+    states = [list(s.state_dict().values())[1:] for s in (ours, theirs)]
+    torch.testing.assert_close(*states, rtol=1e-12, atol=0, equal_nan=True)
+    assert len(launches) == len(sequence)
+
+
+def noted_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that are launched from here on."""
+    from triton.runtime.interpreter import GridExecutor
+
+    names: list[str] = []
+    launch = GridExecutor.__call__
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(self.fn.__name__)
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", noting)
+    return names
 
 
 def test_norm_stabilised_is_that_of_the_formula() -> None:

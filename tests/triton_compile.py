@@ -25,7 +25,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from fastclip.kernels import clamp, launch, nonfinite, norm, scale, step_launch
+from fastclip.kernels import clamp, launch, nonfinite, norm, scale, step_launch, threshold_launch, thresholds
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
@@ -86,7 +86,7 @@ def variants() -> list[Variant]:
         constants = {"KIND": kind, "PARTIALS": launch.PARTIALS_OF_TENSOR}
         layout = launch.OF_TENSOR
         found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, layout))
-    return [*found, *step_variants()]
+    return [*found, *step_variants(), *threshold_variants()]
 
 
 def absent(signature: dict[str, str]) -> dict[str, int | None]:
@@ -118,6 +118,30 @@ def step_variants() -> Iterator[Variant]:
         for name, write_grads in (("step", False), ("step_and_write", True)):
             constants = {"WRITE_GRADS": write_grads, "ROWS": layout.rows}
             yield Variant(f"{kind}_{name}", update, signature, constants, layout)
+
+
+def threshold_variants() -> Iterator[Variant]:
+    """The kernels by which strategies learn, with the largest window."""
+    layout = threshold_launch.OF_STATE
+    block = {"BLOCK": threshold_launch.LARGEST_WINDOW}
+    for returned, skipped in (("fp32", "*u8"), ("fp64", "constexpr")):
+        norms = {"norm": f"*{returned}", "skipped": skipped}
+        window = {**norms, "window": "*fp64", "threshold": "*fp64", "length": "i32", "warmup": "i32"}
+        for name, kernel, signature, constants in (
+            ("median_mad", thresholds.median_mad_kernel, {**window, "k": "fp64", "factor": "fp64"}, block),
+            ("percentile", thresholds.percentile_kernel, {**window, "share": "fp64"}, block),
+            (
+                "quantile_servo",
+                thresholds.quantile_servo_kernel,
+                {**norms, "threshold": "*fp64", "quantile": "fp64", "eta": "fp64"},
+                {},
+            ),
+        ):
+            yield Variant(f"{name}_{returned}", kernel, signature, {**constants, **absent(signature)}, layout)
+    signature = {"norm": "*fp64", "first": "*fp64", "moments": "*fp64", "threshold": "*fp64"}
+    signature |= {"coefficient": "*fp64", "warmup": "i32", "decay": "fp64", "z_threshold": "fp64"}
+    signature["factor"] = "fp64"
+    yield Variant("zscore", thresholds.zscore_kernel, signature, block, layout)
 
 
 def compile_variant(target: GPUTarget, variant: Variant) -> Any:

@@ -105,11 +105,10 @@ def learn(settings: Settings, now: Settings, outcome: Outcome) -> None:
         return
     outcome.threshold = now.max_norm if not isinstance(now.max_norm, Strategy) else None
     if (numbers := outcome.numbers()) is not None:
-        norm = torch.tensor(math.nan if numbers[2] else numbers[0], dtype=torch.float64, device="cpu")
+        norm = math.nan if numbers[2] else numbers[0]
+        strategy.learn(torch.tensor(norm, dtype=torch.float64, device="cpu"))
     else:
-        norm = outcome.total_norm
-        norm = torch.where(outcome.skipped, math.nan, norm.to(wide_dtype(norm)))
-    strategy.observe(norm)
+        strategy.learn(outcome.total_norm, outcome.skipped)
 
 
 def _foreseen(strategy: Strategy, optimizer: Optimizer) -> float | Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fastclip import backends
 from fastclip.backends.eager import clip_coefficient, returned_dtype, wide_dtype
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
+from fastclip.strategies import on_device
 
 
 class Gradients:
@@ -210,12 +212,23 @@ class Global(Strategy):
     def observe(self, norm: Tensor) -> None:
         """Learn from the norm of a step before clipping, 0-dim; in place, so that a graph can hold it."""
 
+    def learn(self, norm: Tensor, skipped: Tensor | None = None) -> None:
+        """Observe the norm of a step, unless it was skipped; on a device in one launch, if it can be."""
+        if (kernels := on_device.kernels(norm)) is not None and self._learn_by(kernels, norm, skipped):
+            return
+        norm = norm.to(wide_dtype(norm))
+        self.observe(norm if skipped is None else torch.where(skipped, math.nan, norm))
+
+    def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
+        """Learn by a kernel of `kernels.threshold_launch`, or return False if there is none."""
+        return False
+
     def decide(self, gradients: Gradients) -> Decision:
         """Return min(1, threshold / (norm + 1e-6)) for all."""
         norm = gradients.total_norm
         # A copy: what is observed may change the state that the threshold stands in.
         limit = self.threshold(norm).clone()
-        self.observe(norm)
+        self.learn(norm)
         return Decision(clip_coefficient(limit, norm).reshape(1), limit)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,14 @@ class MedianMAD(Global):
     def threshold(self, norm: Tensor) -> Tensor:
         """Return what the norms before this one give."""
         return self._on(norm)["threshold"]
+
+    def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
+        if self.window > kernels.LARGEST_WINDOW:
+            return False
+        state = self._on(norm.new_empty((), dtype=torch.float64))
+        settings = self.k, self.warmup, self.warmup_factor
+        kernels.median_mad(norm, skipped, state["window"], state["threshold"], *settings)
+        return True
 
     def observe(self, norm: Tensor) -> None:
         """Put the norm into the window."""

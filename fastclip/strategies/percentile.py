@@ -60,6 +60,14 @@ class Percentile(Global):
         """Return what the norms before this one give."""
         return self._on(norm)["threshold"]
 
+    def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
+        if self.window is None or self.window > kernels.LARGEST_WINDOW:
+            return False
+        state = self._on(norm.new_empty((), dtype=torch.float64))
+        settings = self.p / 100, self.warmup
+        kernels.percentile(norm, skipped, state["window"], state["threshold"], *settings)
+        return True
+
     def observe(self, norm: Tensor) -> None:
         """Count the norm in."""
         state = self._on(norm)

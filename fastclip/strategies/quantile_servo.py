@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,11 @@ class QuantileServo(Global):
     def threshold(self, norm: Tensor) -> Tensor:
         """Return what the norms before this one have steered it to; inf before the first."""
         return self._on(norm)["threshold"]
+
+    def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
+        state = self._on(norm.new_empty((), dtype=torch.float64))
+        kernels.quantile_servo(norm, skipped, state["threshold"], self.quantile, self.eta)
+        return True
 
     def observe(self, norm: Tensor) -> None:
         """Move the threshold towards the quantile."""

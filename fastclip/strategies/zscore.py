@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastclip.strategies import windows
-from fastclip.strategies.base import Global, count, positive, share
+from fastclip.strategies import on_device, windows
+from fastclip.strategies.base import Decision, Global, Gradients, count, positive, share
 
 _EPSILON = 1e-6
 
@@ -49,6 +49,16 @@ class ZScore(Global):
     def _initial(self, like: Tensor) -> dict[str, Tensor]:
         # Moments: mean, variance, and how many norms were seen.
         return {"moments": like.new_zeros(3), "first": windows.empty(self.warmup, like)}
+
+    def decide(self, gradients: Gradients) -> Decision:
+        """Return min(1, threshold / (norm + 1e-6)) for all; on a device in one launch, if it can be."""
+        norm = gradients.total_norm
+        if (kernels := on_device.kernels(norm)) is None or self.warmup > kernels.LARGEST_WINDOW:
+            return super().decide(gradients)
+        state = self._on(norm)
+        settings = self.decay, self.z_threshold, self.warmup_factor
+        limit, coef = kernels.zscore(norm, state["first"], state["moments"], settings)
+        return Decision(coef.reshape(1), limit)
 
     def threshold(self, norm: Tensor) -> Tensor:
         """Return what mean and variance before this norm give for it."""

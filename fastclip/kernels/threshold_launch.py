@@ -1,0 +1,84 @@
+"""The one launch by which a strategy learns from a step. Nothing here synchronizes with the device."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from fastclip.kernels.launch import Blocks
+from fastclip.kernels.thresholds import (
+    median_mad_kernel,
+    percentile_kernel,
+    quantile_servo_kernel,
+    zscore_kernel,
+)
+
+LARGEST_WINDOW = 1024
+"""That one program is to sort; above, torch sorts."""
+
+OF_STATE = Blocks(rows=0, threads=128, programs_per_unit=1)
+
+
+def median_mad(
+    norm: Tensor,
+    skipped: Tensor | None,
+    window: Tensor,
+    threshold: Tensor,
+    k: float,
+    warmup: int,
+    factor: float,
+) -> None:
+    """Learn as `strategies.MedianMAD` does."""
+    length = window.numel()
+    median_mad_kernel[(1,)](
+        *(norm, _byte(skipped), window, threshold, length, warmup, k, factor),
+        BLOCK=_block(length),
+        **OF_STATE.options(),
+    )
+
+
+def percentile(
+    norm: Tensor, skipped: Tensor | None, window: Tensor, threshold: Tensor, share: float, warmup: int
+) -> None:
+    """Learn as `strategies.Percentile` with a window does."""
+    length = window.numel()
+    percentile_kernel[(1,)](
+        *(norm, _byte(skipped), window, threshold, length, warmup, share),
+        BLOCK=_block(length),
+        **OF_STATE.options(),
+    )
+
+
+def quantile_servo(
+    norm: Tensor, skipped: Tensor | None, threshold: Tensor, quantile: float, eta: float
+) -> None:
+    """Learn as `strategies.QuantileServo` does."""
+    quantile_servo_kernel[(1,)](norm, _byte(skipped), threshold, quantile, eta, **OF_STATE.options())
+
+
+def zscore(
+    norm: Tensor, first: Tensor, moments: Tensor, settings: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """Learn from a norm as `strategies.ZScore` does; `settings` are decay, z_threshold and warmup_factor.
+
+    Returns:
+        The threshold for this norm and its coefficient, 0-dim float64.
+    """
+    warmup = first.numel()
+    threshold, coefficient = torch.empty(2, dtype=torch.float64, device=norm.device).unbind()
+    zscore_kernel[(1,)](
+        *(norm, first, moments, threshold, coefficient, warmup, *settings),
+        BLOCK=_block(warmup),
+        **OF_STATE.options(),
+    )
+    return threshold, coefficient
+
+
+def _byte(skipped: Tensor | None) -> Tensor | None:
+    """Return a bool as what is in its memory: Triton has no bool there."""
+    return None if skipped is None else skipped.view(torch.uint8)
+
+
+def _block(length: int) -> int:
+    return int(triton.next_power_of_2(max(length, 2)))

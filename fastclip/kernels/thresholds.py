@@ -1,0 +1,151 @@
+"""Finalize, for a strategy: from the norm of a step to the threshold of the next, in one program.
+
+Math        that of the class in fastclip/strategies that has the kernel's name; in float64.
+Grid        one program.
+Traffic     the state twice: 16 bytes per norm of a window.
+Order       one program; windows are sorted by a fixed network.
+Requires    nothing else reads or writes the state meanwhile; a window of at most BLOCK norms.
+Range       a norm that is nan or inf, or of a step that was skipped, changes nothing.
+Scratch     none.
+"""
+
+import triton
+import triton.language as tl
+
+from fastclip.kernels.norm import clip_coefficient
+
+NORMAL = tl.constexpr(1.4826)
+EPSILON = tl.constexpr(1e-6)
+
+
+@triton.jit
+def _seen(norm, skipped):
+    """Return the norm as a float64, and whether it counts."""
+    x = tl.load(norm).to(tl.float64)
+    counts = x < float("inf")  # False of nan
+    if skipped is not None:
+        counts = counts & (tl.load(skipped) == 0)
+    return x, counts
+
+
+@triton.jit
+def _pushed(window, length, x, counts, BLOCK: tl.constexpr):
+    """Put a norm behind the others, if it counts; return the window and how many norms are in it.
+
+    An empty place is nan, and inf in what is returned; the latest norm stands last.
+    """
+    place = tl.arange(0, BLOCK)
+    here = tl.load(window + place, place < length, other=float("nan"))
+    after = tl.load(window + place + 1, place < length - 1, other=float("nan"))
+    # Every load has to be done before a thread stores.
+    tl.debug_barrier()
+    moved = tl.where(place == length - 1, x, after)
+    values = tl.where(counts, moved, here)
+    tl.store(window + place, values, place < length)
+    filled = (values == values) & (place < length)
+    return tl.where(filled, values, float("inf")), tl.sum(filled.to(tl.int32), axis=0)
+
+
+@triton.jit
+def _at(ordered, rank, BLOCK: tl.constexpr):
+    """Return the element of this rank, a whole number."""
+    return tl.sum(tl.where(tl.arange(0, BLOCK) == rank, ordered, 0.0), axis=0)
+
+
+@triton.jit
+def _median(values, number, BLOCK: tl.constexpr):
+    """Return the lower of two middle values; 0 of none."""
+    return _at(tl.sort(values), (number - 1) // 2, BLOCK)
+
+
+@triton.jit
+def _early(median, number, factor):
+    return tl.where(number > 0, median * factor, float("inf"))
+
+
+@triton.jit(do_not_specialize=["length", "warmup"])
+def median_mad_kernel(
+    norm, skipped, window, threshold, length, warmup, k: tl.float64, factor: tl.float64, BLOCK: tl.constexpr
+):
+    """Put a norm into the window and write the next threshold; what there is to know is in the header."""
+    k = tl.full([], k, tl.float64)
+    factor = tl.full([], factor, tl.float64)
+    x, counts = _seen(norm, skipped)
+    values, number = _pushed(window, length, x, counts, BLOCK)
+    median = _median(values, number, BLOCK)
+    away = tl.where(values < float("inf"), tl.abs(values - median), float("inf"))
+    limit = median + k * NORMAL * _median(away, number, BLOCK)
+    tl.store(threshold, tl.where(number < warmup, _early(median, number, factor), limit))
+
+
+@triton.jit(do_not_specialize=["length", "warmup"])
+def percentile_kernel(
+    norm, skipped, window, threshold, length, warmup, share: tl.float64, BLOCK: tl.constexpr
+):
+    """Put a norm into the window and write the next threshold; what there is to know is in the header."""
+    share = tl.full([], share, tl.float64)
+    x, counts = _seen(norm, skipped)
+    values, number = _pushed(window, length, x, counts, BLOCK)
+    ordered = tl.sort(values)
+    rank = share * tl.maximum(number - 1, 0).to(tl.float64)
+    below = tl.floor(rank)
+    low = _at(ordered, below.to(tl.int32), BLOCK)
+    high = _at(ordered, tl.ceil(rank).to(tl.int32), BLOCK)
+    limit = low + (high - low) * (rank - below)
+    tl.store(threshold, tl.where(number < warmup, float("inf"), limit))
+
+
+@triton.jit
+def quantile_servo_kernel(norm, skipped, threshold, quantile: tl.float64, eta: tl.float64):
+    """Move the threshold towards the quantile; what there is to know is in the header."""
+    quantile = tl.full([], quantile, tl.float64)
+    eta = tl.full([], eta, tl.float64)
+    x, counts = _seen(norm, skipped)
+    limit = tl.load(threshold)
+    share = tl.where(x <= limit, 1.0, 0.0).to(tl.float64)
+    moved = tl.where(limit == float("inf"), x, limit * tl.exp(-eta * (share - quantile)))
+    tl.store(threshold, tl.where(counts & (moved > 0.0), moved, limit))
+
+
+@triton.jit(do_not_specialize=["warmup"])
+def zscore_kernel(
+    norm,
+    first,
+    moments,
+    threshold,
+    coefficient,
+    warmup,
+    decay: tl.float64,
+    z_threshold: tl.float64,
+    factor: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    """Write threshold and coefficient for this norm, then average it in; the rest is in the header."""
+    decay = tl.full([], decay, tl.float64)
+    z_threshold = tl.full([], z_threshold, tl.float64)
+    factor = tl.full([], factor, tl.float64)
+    x, counts = _seen(norm, None)
+    mean = tl.load(moments)
+    variance = tl.load(moments + 1)
+    seen = tl.load(moments + 2)
+    in_warmup = seen < warmup
+    sigma = tl.sqrt(variance)
+    z = (x - mean) / (sigma + EPSILON)
+    limit = tl.where(z > z_threshold, mean + sigma * (z_threshold * z_threshold / z), float("inf"))
+    if in_warmup:
+        place = tl.arange(0, BLOCK)
+        known = tl.load(first + place, place < warmup, other=float("nan"))
+        filled = known == known
+        number = tl.sum(filled.to(tl.int32), axis=0)
+        median = _median(tl.where(filled, known, float("inf")), number, BLOCK)
+        limit = _early(median, number, factor)
+        _pushed(first, warmup, x, counts, BLOCK)
+    tl.store(threshold, limit)
+    tl.store(coefficient, clip_coefficient(x, limit))
+    clipped = tl.where(x < limit, x, limit)
+    weight = tl.where(in_warmup, 1.0 / (seen + 1.0), 1.0 - decay)
+    after = mean + weight * (clipped - mean)
+    square = (clipped - after) * tl.where(in_warmup, clipped - mean, clipped - after)
+    tl.store(moments, tl.where(counts, after, mean))
+    tl.store(moments + 1, tl.where(counts, variance + weight * (square - variance), variance))
+    tl.store(moments + 2, tl.where(counts, seen + 1.0, seen))
