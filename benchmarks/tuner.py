@@ -33,8 +33,8 @@ from torch import nn
 import fastclip
 from fastclip.bench.environment import environment
 from fastclip.demo.models import DigitsCNN
+from fastclip.files import write_json
 from fastclip.tuner import Choice, ExplosionRule, Float, TunerCV, Verdict
-from fastclip.tuner.files import write_json
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.samplers import sampler_for_trial
 from fastclip.tuner.study.spaces import Space

@@ -20,6 +20,7 @@ FORBIDDEN = (
     *("triton", "optuna", "sklearn", "matplotlib", "click", "rich", "ray", "pandas", "scipy"),
     *(
         "fastclip.tuner",
+        "fastclip.pages",
         "fastclip.bench",
         "fastclip.demo",
         "fastclip.cli",
@@ -33,6 +34,8 @@ LAYERS = (
     ("demo",),
     ("bench",),
     ("tuner",),
+    ("pages",),
+    ("files",),
     ("optim",),
     ("strategies",),
     ("patch",),
@@ -53,7 +56,7 @@ TUNER_LAYERS = (
     ("study",),
     ("executors", "data"),
     ("training",),
-    ("errors", "files"),
+    ("errors",),
 )
 
 

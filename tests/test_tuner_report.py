@@ -131,7 +131,7 @@ class TestPage:
         def fail(handle):
             raise OSError("no space left")
 
-        monkeypatch.setattr("fastclip.tuner.files.os.fsync", fail)
+        monkeypatch.setattr("fastclip.files.os.fsync", fail)
         with pytest.raises(OSError, match="no space left"):
             write_report(StudyView.open(run), path)
         assert path.read_text() == "old"

@@ -92,7 +92,7 @@ def test_nan_weights_are_never_written_as_the_best(tmp_path):
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
-    from fastclip.tuner.files import atomic
+    from fastclip.files import atomic
 
     path = tmp_path / "table.csv"
     path.write_text("old")
@@ -108,7 +108,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path):
 
 
 def test_json_is_standard_also_for_infinities(tmp_path):
-    from fastclip.tuner.files import write_json
+    from fastclip.files import write_json
 
     write_json(tmp_path / "x.json", {"a": math.inf, "b": [np.float64("nan")], "c": np.int64(3)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": "inf", "b": ["nan"], "c": 3}

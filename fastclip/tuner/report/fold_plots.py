@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastclip.tuner.report import style
+from fastclip.pages import style
+from fastclip.pages.style import NothingToDrawError, is_wide, legend_above, new_figure
+from fastclip.tuner.report import outcomes
 from fastclip.tuner.report.study_view import StudyView, clip_fraction, number
-from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
 from fastclip.tuner.study.records import TrialRecord
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.stepping import NORM_BINS_PER_DECADE, EpochRecord
@@ -64,13 +65,13 @@ def learning_curves(view: StudyView) -> Figure:
     panels = figure.subplots(1, 1 if primary == "loss" else 2, squeeze=False)[0]
     loss = panels[0]
     _draw_band(loss, curves, "train_loss", style.SECOND_COLOUR, "training", dashes="--")
-    _draw_band(loss, curves, "loss", style.OUTCOME_COLOURS[Verdict.OK], "held out")
+    _draw_band(loss, curves, "loss", outcomes.COLOURS[Verdict.OK], "held out")
     if is_wide([epoch[key] for curve in curves for epoch in curve for key in ("train_loss", "loss")]):
         loss.set_yscale("log")
     loss.set_ylabel("loss")
     for panel in panels[1:]:
         _draw_next_best(panel, view, primary)
-        _draw_band(panel, curves, primary, style.OUTCOME_COLOURS[Verdict.OK], f"trial {record.number}")
+        _draw_band(panel, curves, primary, outcomes.COLOURS[Verdict.OK], f"trial {record.number}")
         panel.set_ylabel(primary)
     for panel in panels:
         panel.set_xlabel("epoch")
@@ -88,14 +89,14 @@ def gradient_norms(view: StudyView) -> Figure:
     figure = new_figure()
     axes = figure.subplots()
     is_exploded = record.status is Verdict.EXPLODED
-    colour = style.OUTCOME_COLOURS[Verdict.EXPLODED if is_exploded else Verdict.OK]
+    colour = outcomes.COLOURS[Verdict.EXPLODED if is_exploded else Verdict.OK]
     edges, shares = _histogram(counts)
     axes.stairs(shares, edges, fill=True, color=colour, alpha=0.75, label=f"trial {record.number}")
     others = [r for r in view.records if r.status is Verdict.EXPLODED and r is not record]
     exploded = _sum_counts(others)
     if exploded:
         edges, shares = _histogram(exploded)
-        dark = style.OUTCOME_COLOURS[Verdict.EXPLODED]
+        dark = outcomes.COLOURS[Verdict.EXPLODED]
         axes.stairs(shares, edges, color=dark, lw=1.6, label=f"steps before {len(others)} explosions")
     threshold = number(record.params.get("max_norm"))
     if threshold is not None and threshold > 0:

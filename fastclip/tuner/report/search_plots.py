@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from fastclip.tuner.report import style
+from fastclip.pages import style
+from fastclip.pages.style import NothingToDrawError, is_wide, legend_above, new_figure
+from fastclip.tuner.report import outcomes
 from fastclip.tuner.report.study_view import StudyView, number
-from fastclip.tuner.report.style import NothingToDrawError, is_wide, legend_above, new_figure
 from fastclip.tuner.study.records import TrialRecord, finished_trials
 from fastclip.tuner.study.trial_run import STATUS_ATTR
 from fastclip.tuner.training.explosion import WITH_SCORE, Verdict
@@ -42,8 +43,8 @@ def search_history(view: StudyView) -> Figure:
                 [record.number for record in scored if record.status is status],
                 [record.score or 0.0 for record in scored if record.status is status],
                 s=30,
-                marker=style.OUTCOME_MARKERS[status],
-                color=style.OUTCOME_COLOURS[status],
+                marker=outcomes.MARKERS[status],
+                color=outcomes.COLOURS[status],
                 edgecolors=style.INK if status is Verdict.COLLAPSED else None,
                 linewidths=0.5,
                 label=str(status),
@@ -58,8 +59,8 @@ def search_history(view: StudyView) -> Figure:
             [RAIL if view.sign > 0 else 1 - RAIL] * view.counts[status],
             s=42,
             lw=0,
-            marker=style.OUTCOME_MARKERS.get(status, style.OTHER_MARKER),
-            color=style.OUTCOME_COLOURS[status],
+            marker=outcomes.MARKERS.get(status, outcomes.OTHER_MARKER),
+            color=outcomes.COLOURS[status],
             label=str(status),
             transform=axes.get_xaxis_transform(),
             clip_on=False,
@@ -88,13 +89,13 @@ def explosion_map(view: StudyView) -> Figure:
     for status in dict.fromkeys(record.status for record in placed):
         rows = [i for i, record in enumerate(placed) if record.status is status]
         x, y = [rates[i] for i in rows], [heights[i] for i in rows]
-        look["marker"] = style.OUTCOME_MARKERS.get(status, style.OTHER_MARKER)
+        look["marker"] = outcomes.MARKERS.get(status, outcomes.OTHER_MARKER)
         if status is Verdict.OK:
             scores = np.array([placed[i].score for i in rows], dtype=float)
             trained = axes.scatter(x, y, c=scores, cmap=_score_map(view), zorder=3, **look)
             figure.colorbar(trained, ax=axes, label=f"{view.settings['primary']} of the trials that trained")
         else:
-            axes.scatter(x, y, color=style.OUTCOME_COLOURS[status], label=str(status), **look)
+            axes.scatter(x, y, color=outcomes.COLOURS[status], label=str(status), **look)
     if view.best in placed:
         at = placed.index(view.best)
         label = f"best: trial {view.best.number}"
@@ -130,7 +131,7 @@ def importances(view: StudyView) -> Figure:
     for i, (label, verdict, shares) in enumerate(drawn):
         middles = np.arange(len(names)) + (len(drawn) - 1 - 2 * i) * width / 2
         lengths = [shares.get(name, 0.0) for name in names]
-        bars = axes.barh(middles, lengths, width, color=style.OUTCOME_COLOURS[verdict], label=label)
+        bars = axes.barh(middles, lengths, width, color=outcomes.COLOURS[verdict], label=label)
         axes.bar_label(bars, fmt="{:.0%}", padding=4, fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
-from matplotlib.figure import Figure
-
 import fastclip
-from fastclip.tuner.files import atomic
-from fastclip.tuner.report import fold_plots, search_plots, style
+from fastclip.files import atomic
+from fastclip.pages.pictures import Picture, embed, save_pictures
+from fastclip.pages.template import short, template
+from fastclip.tuner.report import fold_plots, search_plots
 from fastclip.tuner.report.next_steps import next_steps
 from fastclip.tuner.report.study_view import StudyView, clip_fraction
 from fastclip.tuner.study.records import TrialRecord
 from fastclip.tuner.training.explosion import Verdict
 
+TEMPLATES = "fastclip.tuner.report"
 TEMPLATE = "report.html.jinja"
-DIGITS = 4
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of the report: its file name, its words, and the function that draws it."""
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[StudyView], Figure]
-
 
 PICTURES = (
     Picture(
@@ -89,14 +73,14 @@ def write_report(view: StudyView, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    page = _template().render(
+    page = template(TEMPLATES, TEMPLATE).render(
         version=fastclip.__version__,
         view=view,
         headline=_headline(view),
         tiles=_tiles(view),
         best_params=_rounded(view.best.params) if view.best else {},
         steps=next_steps(view),
-        pictures=[_embed(picture, view) for picture in PICTURES],
+        pictures=[embed(picture, view) for picture in PICTURES],
         metric=view.settings["primary"],
         names=_varied(view.records),
         rows=[_row(record) for record in view.records],
@@ -111,48 +95,12 @@ def write_report(view: StudyView, path: str | Path) -> Path:
 
 def write_plots(view: StudyView, folder: str | Path) -> list[Path]:
     """Write every picture that has data as a PNG into a folder; return the files."""
-    files = []
-    for picture in PICTURES:
-        drawn = _draw(picture, view, style.to_png)
-        if isinstance(drawn, bytes):
-            files.append(Path(folder) / f"{picture.name}.png")
-            with atomic(files[-1]) as file:
-                file.write(drawn)
-    return files
-
-
-def _draw(picture: Picture, view: StudyView, render: Callable[[Figure], bytes]) -> bytes | str:
-    """Return the rendered picture, or why there is none."""
-    with matplotlib.rc_context(style.STYLE):
-        try:
-            return render(picture.draw(view))
-        except style.NothingToDrawError as reason:
-            return str(reason)
-
-
-def _embed(picture: Picture, view: StudyView) -> dict[str, str]:
-    drawn = _draw(picture, view, style.to_svg)
-    words = {"name": picture.name, "title": picture.title, "caption": picture.caption}
-    if isinstance(drawn, str):
-        return {**words, "absent": drawn}
-    return {**words, "source": f"data:image/svg+xml;base64,{base64.b64encode(drawn).decode()}"}
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fastclip.tuner.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = _short
-    return environment.get_template(TEMPLATE)
+    return save_pictures(PICTURES, view, Path(folder))
 
 
 def _headline(view: StudyView) -> str:
     if view.best is not None:
-        return f"{view.settings['primary']} {_short(view.best.score)} in trial {view.best.number}"
+        return f"{view.settings['primary']} {short(view.best.score)} in trial {view.best.number}"
     if not view.records:
         return "No trial has finished"
     if view.counts[Verdict.EXPLODED] == len(view.records):
@@ -168,8 +116,8 @@ def _tiles(view: StudyView) -> list[tuple[str, str]]:
     tiles = [("trials finished", finished)]
     if best is not None and best.score is not None:
         scores = [fold.score for fold in best.folds if fold.score is not None]
-        tiles.insert(0, (f"best {view.settings['primary']}", _short(best.score)))
-        tiles.insert(1, ("its folds", f"{_short(min(scores))} … {_short(max(scores))}"))
+        tiles.insert(0, (f"best {view.settings['primary']}", short(best.score)))
+        tiles.insert(1, ("its folds", f"{short(min(scores))} … {short(max(scores))}"))
     tiles += [(str(status), str(count)) for status, count in view.counts.items() if status is not Verdict.OK]
     if view.num_under_way:
         tiles.append(("under way", str(view.num_under_way)))
@@ -207,11 +155,4 @@ def _row(record: TrialRecord) -> dict[str, Any]:
 
 
 def _rounded(params: dict[str, Any]) -> dict[str, str]:
-    return {name: _short(value) for name, value in params.items()}
-
-
-def _short(value: Any) -> str:
-    """Return a value as a reader wants it: numbers with four digits, nothing as a dash."""
-    if value is None:
-        return "–"
-    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+    return {name: short(value) for name, value in params.items()}

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastclip.files import atomic, plain, write_csv, write_json
 from fastclip.tuner.errors import ResumeError
-from fastclip.tuner.files import atomic, plain, write_csv, write_json
 from fastclip.tuner.study.records import TrialRecord
 from fastclip.tuner.training.folds import FoldResult
 from fastclip.tuner.training.splits import Split

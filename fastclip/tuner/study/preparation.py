@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastclip.tuner.files import plain
+from fastclip.files import plain
 from fastclip.tuner.study.spaces import Space
 from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData

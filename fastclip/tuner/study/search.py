@@ -11,9 +11,9 @@ from typing import TypeAlias
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fastclip.files import plain
 from fastclip.tuner.errors import AllTrialsFailedError
 from fastclip.tuner.executors.base import Executor
-from fastclip.tuner.files import plain
 from fastclip.tuner.study.output import OutputDir
 from fastclip.tuner.study.records import collect, finished_trials
 from fastclip.tuner.study.samplers import grid_points, sampler_for_trial

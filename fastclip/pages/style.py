@@ -1,4 +1,4 @@
-"""How the report's pictures look, and what they become: SVG for the page, PNG for files."""
+"""How the pictures of a report look, and what they become: SVG for the page, PNG for files."""
 
 from __future__ import annotations
 
@@ -9,29 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastclip.tuner.training.explosion import Verdict
-
-# The palette of Okabe and Ito, which people with any colour vision can tell apart.
-OUTCOME_COLOURS = {
-    Verdict.OK: "#0072B2",
-    Verdict.COLLAPSED: "#F0E442",
-    Verdict.EXPLODED: "#D55E00",
-    Verdict.OOM: "#CC79A7",
-    Verdict.PRUNED: "#8C8C8C",
-    Verdict.ERROR: "#222222",
-    Verdict.KILLED: "#7A5C00",
-    Verdict.OUT_OF_TIME: "#009E73",
-    Verdict.DEGENERATE: "#56B4E9",
-    Verdict.NOT_RUN: "#C8C8C8",
-}
-OUTCOME_MARKERS = {
-    Verdict.OK: "o",
-    Verdict.COLLAPSED: "D",
-    Verdict.EXPLODED: "X",
-    Verdict.PRUNED: "v",
-    Verdict.OOM: "s",
-}
-OTHER_MARKER = "P"
+# Of the palette of Okabe and Ito, which people with any colour vision can tell apart.
+MAIN_COLOUR = "#0072B2"
+BAD_COLOUR = "#D55E00"
 BEST_COLOUR = "#E69F00"
 SECOND_COLOUR = "#009E73"
 FAINT = "#B8C0CC"
@@ -84,7 +64,7 @@ def legend_above(axes: Axes, columns: int = 6) -> None:
 def to_svg(figure: Figure) -> bytes:
     """Return a figure as SVG with its text as outlines."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})  # equal studies give equal files
+    figure.savefig(buffer, format="svg", metadata={"Date": None})  # equal data give equal files
     return buffer.getvalue()
 
 

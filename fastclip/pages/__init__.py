@@ -1,0 +1,1 @@
+"""One-file HTML pages with pictures, for reports; needs `fastclip[report]`."""
