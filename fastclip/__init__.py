@@ -6,6 +6,7 @@ from fastclip.backends import backend_info, use_backend
 from fastclip.backends.base import BackendInfo
 from fastclip.clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from fastclip.errors import BackendUnavailableError
+from fastclip.monitor import Monitor
 from fastclip.norms import Nonfinite, find_nonfinite, grad_norms
 from fastclip.optim import ClippedOptimizer, GradScaler, attach
 from fastclip.patch import TorchPatch, patch_torch
@@ -15,6 +16,7 @@ __all__ = [
     "BackendUnavailableError",
     "ClippedOptimizer",
     "GradScaler",
+    "Monitor",
     "Nonfinite",
     "TorchPatch",
     "__version__",

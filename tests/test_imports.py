@@ -17,7 +17,7 @@ from fastclip.backends import cpu
 PACKAGE = Path(fastclip.__file__).parent
 
 FORBIDDEN = (
-    *("triton", "optuna", "sklearn", "matplotlib", "click", "rich", "ray", "pandas", "scipy"),
+    *("triton", "optuna", "sklearn", "matplotlib", "click", "rich", "ray", "pandas", "scipy", "tensorboard"),
     *(
         "fastclip.tuner",
         "fastclip.pages",
@@ -34,6 +34,7 @@ LAYERS = (
     ("demo",),
     ("bench",),
     ("tuner",),
+    ("monitor",),
     ("pages",),
     ("files",),
     ("optim",),

@@ -52,7 +52,7 @@ def attach(
         mesh: As in `fastclip.clip_grad_norm_`.
 
     Returns:
-        The handle: `remove()`, `last`, `stats()`.
+        The handle: `remove()`, `last`, `stats()`, `optimizer`.
 
     Raises:
         TypeError: optimizer is no optimizer, or is clipped already.
@@ -101,6 +101,11 @@ class AttachedClipping:
             optimizer.register_load_state_dict_pre_hook(self._take_counters),
             optimizer.register_load_state_dict_post_hook(self._end_loading),
         ]
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Return the optimizer that has the hooks."""
+        return self._optimizer
 
     @property
     def last(self) -> Outcome | None:
