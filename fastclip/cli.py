@@ -1,4 +1,4 @@
-"""The `fastclip` command: info, bench, demo, tune."""
+"""The `fastclip` command: info, bench, demo, tune, monitor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastclip import bench
 
 # Module that may be missing -> the extra that brings it.
 EXTRAS = {
-    **{"click": "cli", "rich": "cli", "matplotlib": "report"},
+    **{"click": "cli", "rich": "cli", "matplotlib": "report", "jinja2": "report"},
     **{"PIL": "demo", "optuna": "demo", "sklearn": "demo"},
 }
 MISSING = (
@@ -23,6 +23,8 @@ USAGE_ERROR = 2
 
 try:
     import click
+
+    from fastclip.monitor.cli import monitor
 except ModuleNotFoundError:
     print(MISSING.format(module="click", extra=EXTRAS["click"]), file=sys.stderr)
     sys.exit(USAGE_ERROR)
@@ -84,6 +86,7 @@ def cli() -> None:
     fastclip bench --quick   how fast clipping is here, beside torch's own
     fastclip demo            watch clipping rescue a network that explodes, and a NaN batch skipped
     fastclip tune --help     find rate, threshold and initialisation together
+    fastclip monitor RUN     look at a training that fastclip.Monitor watches
     """
 
 
@@ -344,6 +347,9 @@ def tune(arguments: tuple[str, ...]) -> None:
     except ImportError as error:
         raise click.UsageError(str(error)) from error
     tuner.main(arguments, prog_name="fastclip tune")
+
+
+cli.add_command(monitor)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Proposal:
         code: What to write for `max_norm`.
         threshold: What it comes to at the end of the run.
         share: Share of the run's steps that it would have clipped, had their norms been the same.
-        reason: What it is for.
+        reason: What the threshold is.
     """
 
     code: str
@@ -85,9 +85,9 @@ def suggest(run: str | Path | Run) -> Suggestion:
     third = len(norms) // 3
     first, last = float(np.median(norms[:third])), float(np.median(norms[-third:]))
     drift = last / first if first > 0 else math.inf
-    border = _fixed(norms, _border(norms), "the border of outliers over the whole run")
+    border = _fixed(norms, _border(norms), "median + 4 sigma")
     fixed = [
-        _fixed(norms, float(np.quantile(norms, quantile)), f"clips {1 - quantile:.0%} of the steps")
+        _fixed(norms, float(np.quantile(norms, quantile)), f"{quantile:.0%} quantile")
         for quantile in (0.5, 0.9, 0.99)
     ]
     rules = [
@@ -95,13 +95,13 @@ def suggest(run: str | Path | Run) -> Suggestion:
             norms,
             f"strategies.MedianMAD(k={OUTLIER:g}, window={WINDOW})",
             _border,
-            "the border of outliers of the latest steps",
+            "the same, moving",
         ),
         _rule(
             norms,
             f"strategies.Percentile(90, window={WINDOW})",
             lambda window: float(np.quantile(window, 0.9)),
-            "clips about a tenth of the steps",
+            "90% quantile, moving",
         ),
     ]
     best = border if 1 / DRIFT <= drift <= DRIFT else rules[0]
