@@ -118,12 +118,12 @@ class Reader:
             self._settings,
             names,
             np.array([first for first, _ in fitting], dtype=np.int64),
-            np.array([norms for _, norms in fitting]).reshape(-1, len(names)),
+            np.array([norms for _, norms in fitting]).reshape(len(fitting), len(names)),
         )
 
     def _add(self, line: bytes) -> None:
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())
             kind = record["kind"]
             if kind == "step":
                 self._steps.extend(_number(record.get(name)) for name in COLUMNS)

@@ -30,7 +30,7 @@ class Proposal:
     """One way to clip.
 
     Attributes:
-        code: What to write for `max_norm`.
+        code: What to write in a ClippedOptimizer.
         threshold: What it comes to at the end of the run.
         share: Share of the run's steps that it would have clipped, had their norms been the same.
         reason: What the threshold is.
@@ -124,4 +124,4 @@ def _rule(norms: Norms, code: str, rule: Callable[[Norms], float], reason: str) 
     window = min(WINDOW, len(norms) // 2)
     thresholds = np.array([rule(before) for before in sliding_window_view(norms, window)])
     share = float(np.mean(norms[window:] > thresholds[:-1]))
-    return Proposal(f"max_norm={code}", float(thresholds[-1]), share, reason)
+    return Proposal(code, float(thresholds[-1]), share, reason)

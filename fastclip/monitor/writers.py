@@ -51,6 +51,7 @@ class _Appending:
                 rest = rest[self._file.write(rest) :]
         except OSError:
             self._file.truncate(start)
+            self._file.seek(start)
             raise
 
     def close(self) -> None:
