@@ -3,8 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import optuna
@@ -12,6 +10,7 @@ import pytest
 import tuner_cases as cases
 from click.testing import CliRunner
 from report_cases import MadeUpStudy, exploded, fold, scored
+from report_pages import Page
 from sklearn.exceptions import NotFittedError
 
 from fastclip.tuner import Choice, Float, TunerCV
@@ -37,32 +36,6 @@ folds = 2
 lr = {{ low = 0.01, high = 0.1 }}
 """
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-class Page(HTMLParser):
-    """What a browser would fetch, the text per section, and the rows of the table of trials."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.pictures: dict[str, str] = {}
-        self.text = ""
-        self._section = ""
-        self.feed(path.read_text())
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append((tag, found))
-        if tag == "section":
-            self._section = found.get("id") or ""
-        self.sources += [found[name] for name in ("src", "href", "srcset", "data") if found.get(name)]
-        if tag == "img":
-            self.pictures[self._section] = found["src"]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def drawing(view: StudyView, name: str):
