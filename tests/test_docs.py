@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TUNING = ROOT / "docs" / "tuning.md"
+MONITOR = ROOT / "docs" / "monitor.md"
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# (\S+\.(?:py|toml))\n")
@@ -27,9 +28,16 @@ for line in sys.stdin:
 """
 
 
-def blocks(language):
+# What a page hands to other services, as far as it calls them.
+SERVICES = {
+    "wandb": "def init(project): pass\ndef log(values): print('wandb', values)\n",
+    "mlflow": "def log_metrics(values, step): print('mlflow', step, values)\n",
+}
+
+
+def blocks(language, page=TUNING):
     """The blocks of one language that are to be run or saved, in the order of the page."""
-    return [text for kind, text in BLOCK.findall(TUNING.read_text(encoding="utf-8")) if kind == language]
+    return [text for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +81,24 @@ def test_code_runs_from_nan_to_a_network_that_learns(folder):
     loss = re.search(r"after 500 steps the loss is (\S+);", log)
     assert float(loss[1]) < 1.0
     assert (folder / "runs" / "first" / "report.html").stat().st_size > 0
+
+
+def test_the_page_of_the_monitor_runs(tmp_path):
+    for name, code in SERVICES.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    code = blocks("python", MONITOR)
+    step = "cross_entropy(net(x), y).backward()\noptimizer.step()\nmonitor.close()"
+    page = [f"{text}\n{step}" if re.match("import (wandb|mlflow)", text) else text for text in code]
+    log = run_in(tmp_path, "\n".join(["import torch", "torch.set_num_threads(1)", *page]))
+    assert "max_norm=" in log
+    assert "wandb {'fastclip/norm': " in log
+    assert "mlflow 1 {'fastclip/norm': " in log
+    commands = [line.partition("#")[0] for text in blocks("sh", MONITOR) for line in text.splitlines()]
+    assert [line.split()[:2] for line in commands] == [["fastclip", "monitor"]] * 3
+    log = run_in(tmp_path, COMMANDS, text="\n".join(commands))
+    assert "skipped" in log
+    assert "Begin with max_norm=" in log
+    assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 0
 
 
 def test_every_section_about_a_trainer_is_run_where_it_is_installed():

@@ -21,6 +21,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         ("grad_scaler", r"accuracy 0\.9[3-9].* after [1-9]\d* skipped"),
         ("resume", "the same bits: True"),
         ("strategies", r"MedianMAD\(k=.*: accuracy 0\.9[3-9].* 1 skipped"),
+        (
+            "monitor",
+            r"accuracy 0\.9[3-9].*; 264 steps recorded, 1 skipped; max_norm=\S+ would have clipped 0\.\d%",
+        ),
     ],
 )
 def test_example(name: str, promise: str) -> None:
