@@ -26,13 +26,14 @@ import fastclip
 from fastclip.bench.environment import environment
 from fastclip.files import write_json
 
-STEPS = 100
+STEPS = 50
 EVERY = 50
 TOKENS = 64
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "per_parameter": {"per_parameter": True},
-    "per_parameter, update_ratio": {"per_parameter": True, "update_ratio": True},
+    "per_parameter=10": {"per_parameter": 10},
+    "per_parameter=True": {"per_parameter": True},
+    "update_ratio=True": {"update_ratio": True},
 }
 
 

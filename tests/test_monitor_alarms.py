@@ -40,7 +40,7 @@ def test_a_rise_of_the_clipped_share(caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = warnings(steps)
     assert warning["text"] == (
         "the share of clipped steps went from 3 % to 40 % in 200 steps; "
-        "the norms of `h.b` grow fastest (3.0 times)"
+        "the norms of `h.b` grow fastest (3 times)"
     )
     assert (warning["step"], warning["cause"], warning["before"], warning["after"]) == (
         200,
@@ -50,6 +50,12 @@ def test_a_rise_of_the_clipped_share(caplog: pytest.LogCaptureFixture) -> None:
     )
     assert [record.getMessage() for record in caplog.records] == [f"step 200: {warning['text']}"]
     assert caplog.records[0].name == "fastclip.monitor"
+
+
+def test_norms_of_every_tenth_step_name_the_module() -> None:
+    steps = clipped_steps(0, of=WINDOW) + clipped_steps(25, of=WINDOW, b=0.25)
+    (warning,) = warnings(steps, per_parameter=10)
+    assert warning["text"].endswith("; the norms of `h.b` grow fastest (2.5 times)")
 
 
 def test_without_norms_of_parameters_no_module_is_named() -> None:
@@ -62,7 +68,7 @@ def test_growing_norms() -> None:
     steps = [(0.01, 0.01)] * WINDOW + [(0.02, 0.3)] * WINDOW
     (warning,) = warnings(steps)
     assert warning["text"] == (
-        "the median norm went from 0.0141 to 0.301 in 200 steps; the norms of `h.b` grow fastest (30.0 times)"
+        "the median norm went from 0.0141 to 0.301 in 200 steps; the norms of `h.b` grow fastest (30 times)"
     )
 
 

@@ -142,6 +142,21 @@ def test_norms_of_parameters_are_those_before_the_clip(how: str, collected: Coll
 
 
 @pytest.mark.usefixtures("where")
+def test_norms_of_parameters_in_every_third_step(collected: Collected) -> None:
+    made = cases.Norms()
+    with fastclip.Monitor(made.optimizer, to=[collected], model=made.model, per_parameter=3, every=4):
+        for norm in (0.1, 9.0, 9.0, 0.2, math.nan, 9.0, 0.3):
+            made.step(norm, 0.5)
+    largest = {r["step"]: r["largest"]["h.a.weight"] for r in collected.of("step") if "largest" in r}
+    assert largest == pytest.approx({1: 0.1, 4: 0.2, 7: 0.3})
+    assert [block["norms"][0] for block in collected.of("parameters")] == pytest.approx([0.15, 0.3])
+    assert [entry["name"] for entry in collected.of("nonfinite")[0].get("parameters", [])] in (
+        [],
+        ["h.a.weight"],
+    )
+
+
+@pytest.mark.usefixtures("where")
 def test_a_parameter_without_a_gradient_has_no_norm(collected: Collected) -> None:
     made = cases.Norms()
     with fastclip.Monitor(made.optimizer, to=[collected], model=made.model, per_parameter=True):
@@ -372,6 +387,7 @@ def wrong(**options: Any) -> fastclip.Monitor:
     [
         ({"every": 0}, "Monitor: every=0; expected at least 1"),
         ({"window": -1}, "Monitor: window=-1; expected at least 1"),
+        ({"per_parameter": -1}, "Monitor: per_parameter=-1; expected at least 0"),
         ({}, "Monitor: to='jsonl' without a run; expected a directory"),
         ({"to": ["wandb"]}, "Monitor: to='wandb'; expected one of jsonl, csv, tensorboard, or a callable"),
     ],

@@ -59,7 +59,7 @@ class Alarms:
         found = self._history.fastest(self._modules)
         if found is None or found[1] <= 1:
             return ""
-        return f"; the norms of `{found[0]}` grow fastest ({found[1]:.1f} times)"
+        return f"; the norms of `{found[0]}` grow fastest ({found[1]:.3g} times)"
 
 
 def _percent(share: float) -> str:

@@ -34,8 +34,8 @@ class Rows:
         times: Seconds since the epoch, one per step.
         has_loss: Whether one was given, per step.
         values: float64, one row per step, one column per name in COLUMNS; nan where one is not known.
-        norms: float32, one row per step, one column per parameter, or NO_GRADIENT. None if they are not
-            measured.
+        norms: float32, one row per step, one column per parameter, or NO_GRADIENT, which is all that a
+            step has in which they were not measured. None if they never are.
     """
 
     first: int
@@ -69,7 +69,7 @@ class HostBlock:
     def put(
         self, outcome: Outcome, threshold: float | Tensor, norms: Tensor | None, update: Tensor | None
     ) -> None:
-        """Add a row; norms are one per parameter, `update` is the update ratio."""
+        """Add a row; norms are one per parameter or not measured, `update` is the update ratio."""
         row = self.num_rows
         numbers = outcome.numbers()
         assert numbers is not None  # `block_for` gives others a block on their device
@@ -79,8 +79,8 @@ class HostBlock:
             math.nan if update is None else float(update),
             math.nan,
         )
-        if self._norms is not None and norms is not None:
-            self._norms[row] = norms.cpu().numpy()
+        if self._norms is not None:
+            self._norms[row] = NO_GRADIENT if norms is None else norms.cpu().numpy()
         self._times[row], self._has_loss[row] = time.time(), False
         self.num_rows += 1
 
@@ -133,15 +133,18 @@ class DeviceBlock:
     def put(
         self, outcome: Outcome, threshold: float | Tensor, norms: Tensor | None, update: Tensor | None
     ) -> None:
-        """Add a row; norms are one per parameter, `update` is the update ratio."""
+        """Add a row; norms are one per parameter or not measured, `update` is the update ratio."""
         row = self.num_rows
         found = outcome.total_norm, outcome.clip_coef, outcome.skipped, self._on_device(threshold)
         columns = [value.to(self._device, self._dtype, non_blocking=True) for value in found]
         self._values[row, :_UPDATE].copy_(torch.stack(columns))
         if update is not None:
             self._values[row, _UPDATE].copy_(update, non_blocking=True)
-        if self._norms is not None and norms is not None:
-            self._norms[row].copy_(norms, non_blocking=True)
+        if self._norms is not None:
+            if norms is None:
+                self._norms[row].fill_(NO_GRADIENT)
+            else:
+                self._norms[row].copy_(norms, non_blocking=True)
         self._times[row], self._has_loss[row] = time.time(), False
         self.num_rows += 1
 

@@ -25,7 +25,7 @@ class History:
         self._norms: deque[float] = deque(maxlen=2 * window)
         self._clipped: deque[bool] = deque(maxlen=2 * window)
         self._skipped: deque[bool] = deque(maxlen=2 * window)
-        self._by_parameter: deque[NDArray[np.float32]] = deque(maxlen=2 * window)
+        self._by_parameter: deque[NDArray[np.float32] | None] = deque(maxlen=2 * window)
         self._num_clipped = 0  # of the latest window
 
     def add(self, norm: float, clipped: bool, skipped: bool, norms: NDArray[np.float32] | None) -> None:
@@ -36,8 +36,7 @@ class History:
         self._norms.append(norm)
         self._clipped.append(clipped)
         self._skipped.append(skipped)
-        if norms is not None:
-            self._by_parameter.append(norms)
+        self._by_parameter.append(norms)
 
     @property
     def clipped_share(self) -> float:
@@ -79,15 +78,19 @@ class History:
         Args:
             modules: Name -> positions of its parameters.
         """
-        if len(self._by_parameter) < 2 * self.window:
+        rows = list(self._by_parameter)
+        windows = rows[: self.window], rows[self.window :]
+        measured = [[row for row in window if row is not None] for window in windows]
+        if not all(measured):
             return None
-        squares = np.nan_to_num(np.stack(self._by_parameter).astype(np.float64), posinf=0.0) ** 2
+        older, newer = (
+            np.nan_to_num(np.stack(window).astype(np.float64), posinf=0) ** 2 for window in measured
+        )
         best = None
         for name, positions in modules.items():
-            norms = np.sqrt(squares[:, positions].sum(axis=1))
-            older, newer = np.median(norms[: self.window]), np.median(norms[self.window :])
-            if older > 0 and (best is None or newer / older > best[1]):
-                best = name, float(newer / older)
+            before, after = (np.median(np.sqrt(s[:, positions].sum(axis=1))) for s in (older, newer))
+            if before > 0 and (best is None or after / before > best[1]):
+                best = name, float(after / before)
         return best
 
     def state_dict(self) -> dict[str, Any]:

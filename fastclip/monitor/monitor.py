@@ -45,9 +45,9 @@ class Monitor:
         run: Directory of the files; None if `to` names none.
         model: Names the parameters and their modules; else they have the optimizer's names or positions.
         every: Steps in a block.
-        per_parameter: Measure the norm of each gradient, one more read of them in every step. With DTensors
-            all ranks have to, and the host waits. On a device this is also what tells which gradients were
-            not finite; on the CPU they are looked at when it happens.
+        per_parameter: Measure the norm of each gradient, one more read of them: in every step, or with a
+            number in every so many. With DTensors all ranks have to, and the host waits. On a device this is
+            also what tells which gradients were not finite; on the CPU they are looked at when it happens.
         update_ratio: Once per block, measure the norm of the update over that of the weights. Needs memory
             for the weights once more during that step.
         window: Steps over which the clipped share is taken; warnings compare one window with the next.
@@ -69,7 +69,7 @@ class Monitor:
         *,
         model: nn.Module | None = None,
         every: int = 50,
-        per_parameter: bool = False,
+        per_parameter: bool | int = False,
         update_ratio: bool = False,
         window: int = WINDOW,
         to: Iterable[str | Writer] = ("jsonl",),
@@ -80,16 +80,20 @@ class Monitor:
                 f"Monitor: got a {type(optimizer).__name__}; expected a ClippedOptimizer or what "
                 f"fastclip.attach returned. Of a trainer's optimizer, hand in the one that it wraps."
             )
-        for name, value in (("every", every), ("window", window)):
-            if value < 1:
-                raise ValueError(f"Monitor: {name}={value}; expected at least 1.")
+        for name, value, least in (
+            ("every", every, 1),
+            ("window", window, 1),
+            ("per_parameter", per_parameter, 0),
+        ):
+            if value < least:
+                raise ValueError(f"Monitor: {name}={value}; expected at least {least}.")
         self._source = optimizer
         self._optimizer = optimizer.optimizer if isinstance(optimizer, AttachedClipping) else optimizer
         settings = settings_of(self._optimizer)
         if settings is None:
             raise ValueError("Monitor: the handle was removed from its optimizer; expected one that clips.")
         self._settings: Settings = settings
-        self._every, self._per_parameter, self._measures_updates = every, per_parameter, update_ratio
+        self._every, self._per_parameter, self._measures_updates = every, int(per_parameter), update_ratio
         self._parameters = Parameters(self._optimizer, model)
         self._recorder = Recorder(self._parameters, window, on_warning)
         directory = None if run is None else Path(run)
@@ -195,7 +199,7 @@ class Monitor:
         self._write(wait=False)
         threshold = getattr(outcome, "threshold", None)
         norms = update = None
-        if self._per_parameter:
+        if self._per_parameter and self._step % self._per_parameter == 0:
             norms = self._parameters.norms(outcome.total_norm, self._settings.norm_type)
         if self._update is not None:
             update, self._update = self._update.after_step(), None

@@ -53,13 +53,15 @@ class Recorder:
     def records(self, rows: Rows) -> list[Record]:
         """Return the records of a block."""
         found: list[Record] = []
-        known = None if rows.norms is None else np.where(rows.norms == NO_GRADIENT, np.nan, rows.norms)
         for index, (norm, coef, skipped, threshold, update, loss) in enumerate(rows.values.tolist()):
             step, time = rows.first + index, rows.times[index]
+            measured = (
+                None if rows.norms is None or (rows.norms[index] == NO_GRADIENT).all() else rows.norms[index]
+            )
             head = {"step": step, "time": time, "norm": norm, "skipped": bool(skipped)}
             if self.history.was_finite and (skipped or not math.isfinite(norm)):
-                found.append(self._nonfinite(head, None if rows.norms is None else rows.norms[index]))
-            norms = None if known is None else known[index]
+                found.append(self._nonfinite(head, measured))
+            norms = None if measured is None else _known(measured)
             self.history.add(norm, coef < 1 and not skipped, bool(skipped), norms)
             record = {
                 "kind": "step",
@@ -76,8 +78,9 @@ class Recorder:
             found.append(record)
         step = rows.first + len(rows.times) - 1
         last = {"step": step, "time": rows.times[-1]}
-        if known is not None:
-            found.append({"kind": "parameters", "first": rows.first, **last, "norms": _medians(known)})
+        if rows.norms is not None:
+            medians = _medians(_known(rows.norms))
+            found.append({"kind": "parameters", "first": rows.first, **last, "norms": medians})
         for warning in self._alarms.check(step):
             found.append({"kind": "warning", **last, **warning})
             self._warn(found[-1], f"step {step}: {warning['text']}")
@@ -126,6 +129,11 @@ def _culprits(record: Record) -> str:
     counts = "" if first["nan"] is None else f": {first['nan']} nan, {first['inf']} inf"
     more = record["num_parameters"] - 1
     return f"{first['name']}{module}{counts}" + (f", and {more} more" if more else "")
+
+
+def _known(norms: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return norms with nan for gradients that are not there."""
+    return np.where(norms == NO_GRADIENT, np.float32(np.nan), norms)
 
 
 def _medians(norms: NDArray[np.float32]) -> list[float]:

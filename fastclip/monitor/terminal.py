@@ -22,7 +22,7 @@ HEIGHT = 10
 MARGIN = 10  # columns for the labels of the axis
 NUM_EVENTS = 6
 REFRESH_SECONDS = 1.0
-MAX_DECADES = 6.0  # one exploded step must not flatten all others
+DECADES = 2.5  # shown on either side of the threshold: an explosion must not flatten the rest
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
@@ -83,11 +83,12 @@ def suggestions(found: Suggestion) -> Table:
 def _chart(found: Bins) -> Text:
     """Draw the largest norm of each bin as a bar; red is what lies above the threshold, which is a line."""
     finite = np.concatenate([found.high, found.threshold])
-    finite = finite[np.isfinite(finite) & (finite > 0)]
+    finite, threshold = (v[np.isfinite(v) & (v > 0)] for v in (finite, found.threshold))
     if not len(finite):
         return Text("No norm is finite and above 0.")
-    top = float(np.log10(finite.max()))
-    bottom = max(float(np.log10(finite.min())) - 0.1, top - MAX_DECADES)
+    middle = float(np.log10(np.median(threshold if len(threshold) else finite)))
+    top = min(float(np.log10(finite.max())) + 0.02, middle + DECADES)
+    bottom = max(float(np.log10(finite.min())) - 0.1, middle - DECADES)
     span = max(top - bottom, 0.3)
     with np.errstate(divide="ignore", invalid="ignore"):
         bars, lines = (
