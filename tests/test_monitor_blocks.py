@@ -11,7 +11,7 @@ import torch
 
 import fastclip
 from fastclip.monitor import read
-from fastclip.monitor.blocks import DeviceBlock
+from fastclip.monitor.blocks import NO_GRADIENT, DeviceBlock
 from fastclip.optim import Outcome
 
 
@@ -93,6 +93,13 @@ def test_steps_without_gradients_mix_with_those_on_a_device(tmp_path: Path) -> N
     expected = [[2, 0.5, 0, 1, nan, nan], [0, 1, 0, 1, nan, 3], [2, 0.5, 0, 0.25, 0.125, nan]]
     assert rows.values == pytest.approx(torch.tensor(expected).numpy(), nan_ok=True)
     assert block.take(wait=True) is None
+    for _ in range(3):
+        block.put(Outcome(*device), 1.0, None, None)
+    block.send(8)
+    rows = block.take(wait=False)
+    assert rows is not None
+    assert rows.values == pytest.approx(torch.tensor([[2, 0.5, 0, 1, nan, nan]] * 3).numpy(), nan_ok=True)
+    assert (rows.norms == NO_GRADIENT).all()
 
 
 @pytest.mark.cuda

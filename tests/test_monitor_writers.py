@@ -54,6 +54,15 @@ def test_json_lines_hold_what_is_not_finite(tmp_path: Path) -> None:
     assert [record["loss"] for record in steps] == [1.0, "nan", "inf"]
 
 
+def test_a_block_is_written_when_its_last_step_has_its_loss(tmp_path: Path) -> None:
+    made = cases.Norms()
+    with fastclip.Monitor(made.optimizer, tmp_path, every=2) as monitor:
+        for written in (0, 2, 2, 4):
+            made.step(0.5)
+            monitor.step(1.0)
+            assert len(read(tmp_path)) == written
+
+
 def test_csv(tmp_path: Path) -> None:
     state = train(tmp_path, [0.5, 2.0], to=["csv"])
     train(tmp_path, [math.nan], state, to=["csv"])
