@@ -103,14 +103,22 @@ def test_a_threshold_that_changes_is_recorded(collected: Collected) -> None:
     assert [r["coef"] for r in collected.of("step")] == pytest.approx([1 / 3, 0.5 / 3, 1.0], rel=1e-5)
 
 
-def test_the_outcome_s_own_threshold_counts(collected: Collected) -> None:
+@pytest.mark.parametrize("threshold", [0.25, torch.tensor(0.25)], ids=["number", "tensor"])
+@pytest.mark.usefixtures("where")
+def test_the_outcome_s_own_threshold_counts(
+    threshold: Any, collected: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = cases.Norms()
-    Outcome.threshold = torch.tensor(0.25)  # type: ignore[attr-defined]
-    try:
-        with fastclip.Monitor(made.optimizer, to=[collected]):
-            made.step(3.0)
-    finally:
-        del Outcome.threshold  # type: ignore[attr-defined]
+    last = type(made.optimizer).last.fget
+
+    def with_threshold(optimizer: fastclip.ClippedOptimizer) -> Outcome | None:
+        if (outcome := last(optimizer)) is not None:
+            outcome.threshold = threshold
+        return outcome
+
+    monkeypatch.setattr(fastclip.ClippedOptimizer, "last", property(with_threshold))
+    with fastclip.Monitor(made.optimizer, to=[collected]):
+        made.step(3.0)
     assert collected.of("step")[0]["threshold"] == 0.25
 
 

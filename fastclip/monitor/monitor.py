@@ -197,16 +197,22 @@ class Monitor:
         self._settings = settings_of(self._optimizer) or self._settings
         block = self._block_for(outcome)
         self._write(wait=False)
-        threshold = getattr(outcome, "threshold", None)
         norms = update = None
         if self._per_parameter and self._step % self._per_parameter == 0:
             norms = self._parameters.norms(outcome.total_norm, self._settings.norm_type)
         if self._update is not None:
             update, self._update = self._update.after_step(), None
         self._note_culprits(outcome)
-        block.put(outcome, self._settings.max_norm if threshold is None else threshold, norms, update)
+        block.put(outcome, self._threshold(outcome), norms, update)
         self._step += 1
         self._seen, self._lacks_loss = outcome, True
+
+    def _threshold(self, outcome: Outcome) -> float | Tensor:
+        """Return the threshold of the step; nan if it has none that is one number."""
+        threshold: Any = getattr(outcome, "threshold", None)
+        if threshold is None:
+            threshold = self._settings.max_norm
+        return threshold if isinstance(threshold, float | int | Tensor) else math.nan
 
     def _note_culprits(self, outcome: Outcome) -> None:
         """Look at the gradients of a step that is not finite while they are there, if the host knows it."""
