@@ -117,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "monitor.json")
     path = parser.parse_args().json
+    made_on = asdict(environment())  # before: the run takes minutes, in which a file may change
     torch.manual_seed(0)
     net = GPT2()
     optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(net.parameters(), lr=1e-4), max_norm=1.0)
@@ -134,7 +135,7 @@ def main() -> None:
         "optimizer": "AdamW",
         "route": optimizer.route,
     }
-    write_json(path, {"environment": asdict(environment()), "settings": settings, "results": results})
+    write_json(path, {"environment": made_on, "settings": settings, "results": results})
     print(f"wrote {path}")
 
 

@@ -122,7 +122,7 @@ def _entry(place: Place, nan: int | None, inf: int | None) -> dict[str, Any]:
 class UpdateRatio:
     """Measures how far one step moves the weights: the norm of the update over the norm of the weights.
 
-    Holds a copy of the weights for the length of that step, and reads and writes them about three times.
+    Holds a copy of the weights for the length of that step; reads them five times and writes them twice.
     """
 
     def __init__(self, parameters: list[Tensor]) -> None:
@@ -134,5 +134,6 @@ class UpdateRatio:
     def after_step(self) -> Tensor:
         """Return the ratio, 0-dim; nan if all weights were 0."""
         size = get_total_norm(self._before)
-        moved = [p.detach() - before for p, before in zip(self._parameters, self._before, strict=True)]
-        return get_total_norm(moved) / size
+        for before, parameter in zip(self._before, self._parameters, strict=True):
+            before.sub_(parameter)  # in place: fresh memory would cost as much as the rest
+        return get_total_norm(self._before) / size
