@@ -68,9 +68,9 @@ def test_a_run_is_read_as_it_was_written(run: Path) -> None:
     assert seen.clipped.sum() == 121
     assert np.flatnonzero(seen.skipped).tolist() == [76]
     assert seen.parameters == ["h.a.weight", "h.b.weight"]
-    assert seen.norm_steps.tolist() == [1, 51, 101, 151, 201]
+    assert seen.norm_steps.tolist() == [1, 51, 78, 128, 178, 228]
     assert seen.parameter_norms[0] == pytest.approx([0.3, 0.1])
-    assert [event["kind"] for event in seen.events] == ["nonfinite", "warning", "warning"]
+    assert [event["kind"] for event in seen.events] == ["nonfinite", "warning"]
     assert monitor.read(run / "monitor.jsonl")["norm"] == pytest.approx(seen["norm"], nan_ok=True)
 
 
@@ -127,7 +127,7 @@ def test_show(arguments: tuple[str, ...], run: Path) -> None:
         "step 77 is not finite and was skipped (norm nan): h.a.weight of h.a (Linear): 1 nan, 0 inf" in words
     )
     assert (
-        "step 150: the share of clipped steps went from 0 % to 52 % in 120 steps; the norms of `h.a`" in words
+        "step 177: the share of clipped steps went from 0 % to 97 % in 120 steps; the norms of `h.a`" in words
     )
     assert "5.03 ┤" in result.output  # a little above the largest norm
     assert {"█", "─"} <= set(result.output)
@@ -190,7 +190,7 @@ def test_pictures_show_the_run(run: Path, tmp_path: Path) -> None:
     assert share.lines[0].get_ydata()[-1] == 1.0
     (mesh,) = drawn["layers"][0].collections
     assert [label.get_text() for label in drawn["layers"][0].get_yticklabels()] == ["h.a", "h.b"]
-    assert mesh.get_array().shape == (2, 5)
+    assert mesh.get_array().shape == (2, 6)
     assert len(drawn["histogram"][0].lines) == 4
     small = monitor.read(write(tmp_path, [0.5] * 5))
     assert "5 steps with a finite norm" in report.PICTURES[2].draw(small).axes[0].get_title()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastclip.monitor.blocks import Block, block_for, fits
 from fastclip.monitor.parameters import Parameters, UpdateRatio
-from fastclip.monitor.records import Record, Recorder
+from fastclip.monitor.records import EVENTS, Record, Recorder
 from fastclip.monitor.writers import JSONL, Writer, last_step, open_writers, write
 from fastclip.optim import AttachedClipping, ClippedOptimizer, Outcome
 from fastclip.optim.callers import is_checkpointing
@@ -53,7 +53,8 @@ class Monitor:
         window: Steps over which the clipped share is taken; warnings compare one window with the next.
         to: What to write: "jsonl", "csv", "tensorboard", or callables that take a list of records. One that
             raises is logged and called again for the next block.
-        on_warning: Called with each record of kind `warning` or `nonfinite`, when its block is written.
+        on_warning: Called with each record of kind `warning` or `nonfinite`, after its block is written: on
+            the CPU, that is at once for a step that is not finite. What it raises ends the training.
 
     Raises:
         TypeError: The optimizer is not clipped by fastclip, or `to` is no list of names and callables.
@@ -95,7 +96,8 @@ class Monitor:
         self._settings: Settings = settings
         self._every, self._per_parameter, self._measures_updates = every, int(per_parameter), update_ratio
         self._parameters = Parameters(self._optimizer, model)
-        self._recorder = Recorder(self._parameters, window, on_warning)
+        self._recorder = Recorder(self._parameters, window)
+        self._on_warning = on_warning
         directory = None if run is None else Path(run)
         self._writers = open_writers(to, directory)
         self._step = 0 if directory is None else last_step(directory / JSONL)
@@ -103,7 +105,7 @@ class Monitor:
         self._block: Block | None = None
         self._seen: Outcome | None = optimizer.last
         self._lacks_loss = self._is_captured = False
-        self._was_finite = True
+        self._was_finite, self._has_news = True, False
         self._update: UpdateRatio | None = None
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._before_step),
@@ -129,7 +131,7 @@ class Monitor:
         if self._lacks_loss and self._block is not None and loss is not None:
             self._block.set_loss(loss.detach() if isinstance(loss, Tensor) else loss)
         self._lacks_loss = False
-        if self._block is not None and self._block.is_full:
+        if self._block is not None and self._is_due(self._block):
             self._turn_over(self._block)
 
     def flush(self) -> None:
@@ -180,7 +182,7 @@ class Monitor:
         self.close()
 
     def _before_step(self, optimizer: object, args: object, kwargs: object) -> None:
-        starts_block = self._block is None or self._block.is_full or not self._block.num_rows
+        starts_block = self._block is None or self._is_due(self._block) or not self._block.num_rows
         if self._measures_updates and starts_block and not is_checkpointing() and not _is_capturing():
             self._update = UpdateRatio(self._parameters.tensors)
 
@@ -225,6 +227,7 @@ class Monitor:
             has_scaler = isinstance(getattr(self._optimizer, "found_inf", None), Tensor)
             known = {"scaled": True} if has_scaler else {}
             self._recorder.culprits[self._step + 1] = self._parameters.nonfinite() | known
+            self._has_news = True
         self._was_finite = is_finite
 
     def _block_for(self, outcome: Outcome) -> Block:
@@ -236,12 +239,17 @@ class Monitor:
         if block is None:
             width = len(self._parameters.tensors) if self._per_parameter else 0
             block = self._block = block_for(outcome, self._every, width)
-        elif block.is_full:
+        elif self._is_due(block):
             self._turn_over(block)
         return block
 
+    def _is_due(self, block: Block) -> bool:
+        """Whether a block is to be written: it is full, or has a step that someone should hear of now."""
+        return block.is_full or self._has_news
+
     def _turn_over(self, block: Block) -> None:
         """Put the rows of a block on their way to the files."""
+        self._has_news = False
         self._write(wait=True)  # those before: they have had a whole block's time
         if block.num_rows:
             block.send(self._step - block.num_rows + 1)
@@ -256,6 +264,10 @@ class Monitor:
             self._has_begun = True
             records.insert(0, self._run_record(rows.first - 1))
         write(self._writers, records)
+        if self._on_warning is not None:
+            for record in records:
+                if record["kind"] in EVENTS:
+                    self._on_warning(record)
 
     def _run_record(self, after: int) -> Record:
         names = [place.name for place in self._parameters.places] if self._per_parameter else []

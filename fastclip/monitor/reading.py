@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastclip.monitor.records import Record
+from fastclip.monitor.records import EVENTS, Record
 from fastclip.monitor.writers import JSONL
 
 COLUMNS = ("step", "time", "loss", "norm", "threshold", "coef", "skipped", "clipped_share", "update_ratio")
@@ -132,7 +132,7 @@ class Reader:
                 self._forget_after(int(record["after"]))
             elif kind == "parameters":
                 self._norms.append((int(record["first"]), [float(norm) for norm in record["norms"]]))
-            elif kind in ("nonfinite", "warning"):
+            elif kind in EVENTS:
                 self._events.append(record)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

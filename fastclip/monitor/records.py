@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,9 @@ from fastclip.monitor.parameters import Parameters
 Record = dict[str, Any]
 NUM_LARGEST = 5
 
+EVENTS = ("nonfinite", "warning")
+"""Kinds that tell of something wrong."""
+
 logger = logging.getLogger("fastclip.monitor")
 
 
@@ -38,16 +40,13 @@ class Recorder:
     Args:
         parameters: Whose norms the rows hold, and who can be named.
         window: Steps over which shares are taken.
-        on_warning: Called with each record of kind `warning` or `nonfinite`.
     """
 
-    def __init__(
-        self, parameters: Parameters, window: int, on_warning: Callable[[Record], object] | None
-    ) -> None:
+    def __init__(self, parameters: Parameters, window: int) -> None:
         self.history = History(window)
         self.culprits: dict[int, Record] = {}
         """Step -> what was known of its parameters when it was taken."""
-        self._parameters, self._on_warning = parameters, on_warning
+        self._parameters = parameters
         self._alarms = Alarms(self.history, parameters.modules)
 
     def records(self, rows: Rows) -> list[Record]:
@@ -83,7 +82,7 @@ class Recorder:
             found.append({"kind": "parameters", "first": rows.first, **last, "norms": medians})
         for warning in self._alarms.check(step):
             found.append({"kind": "warning", **last, **warning})
-            self._warn(found[-1], f"step {step}: {warning['text']}")
+            logger.warning(f"step {step}: {warning['text']}")
         return found
 
     def _nonfinite(self, head: Record, norms: NDArray[np.float32] | None) -> Record:
@@ -92,13 +91,8 @@ class Recorder:
             known |= self._parameters.nonfinite_by_norms(norms)
         record = {"kind": "nonfinite", **head, **known, "before": self.history.before()}
         # A scaler finds its scale by steps that overflow.
-        self._warn(record, describe(record), logging.INFO if record.get("scaled") else logging.WARNING)
+        logger.log(logging.INFO if record.get("scaled") else logging.WARNING, describe(record))
         return record
-
-    def _warn(self, record: Record, text: str, level: int = logging.WARNING) -> None:
-        logger.log(level, text)
-        if self._on_warning is not None:
-            self._on_warning(record)
 
     def _largest(self, norms: NDArray[np.float32]) -> dict[str, float]:
         known = np.nan_to_num(norms, nan=-1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastclip.files import plain
-from fastclip.monitor.records import Record, describe, logger
+from fastclip.monitor.records import EVENTS, Record, describe, logger
 
 JSONL, CSV = "monitor.jsonl", "monitor.csv"
 NAMES = ("jsonl", "csv", "tensorboard")
@@ -116,7 +116,7 @@ class TensorBoard:
                         self._writer.add_scalar(
                             f"fastclip/{name}", float(record[name]), record["step"], record["time"]
                         )
-            elif record["kind"] in ("nonfinite", "warning"):
+            elif record["kind"] in EVENTS:
                 self._writer.add_text("fastclip/events", describe(record), record["step"], record["time"])
         self._writer.flush()
 
