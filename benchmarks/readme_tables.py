@@ -51,6 +51,7 @@ TRAINED = "gpt2-124m"
 """The iteration of which the README quotes the cost of clipping."""
 DISTRIBUTED_COLUMNS = ("DTensors", "what", "torch", "fastclip", "")
 TUNER_COLUMNS = ("what", "measured")
+MONITOR_COLUMNS = ("`Monitor` with", "ms per step", "of a training step", "of clip and update")
 
 
 def cpu_table(folder: Path) -> str:
@@ -172,6 +173,29 @@ def _mean_of_seeds(score: dict[str, Any]) -> str:
     if len(known) < len(score["scores"]):
         return "nan"
     return f"{sum(known) / len(known):.3f} ({min(known):.3f}, {max(known):.3f})"
+
+
+def monitor_table(folder: Path) -> str:
+    """Return what the monitor costs of a training step, from monitor.json."""
+    results = json.loads((folder / "monitor.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            "defaults" if name == "default" else f"`{name}`",
+            digits(1e3 * found["monitor_seconds"]),
+            f"{found['share_of_step']:.2%}",
+            f"{found['share_of_clip_and_update']:.2%}",
+        ]
+        for name, found in results["results"].items()
+    ]
+    settings, env = results["settings"], results["environment"]
+    steps = [found["step_seconds"] for found in results["results"].values()]
+    text = (
+        f"GPT-2 124M in float32 with AdamW, {settings['tokens']} tokens per step, which took {min(steps):.1f} to "
+        f"{max(steps):.1f} s; mean over {settings['steps']} steps with the writing of their block; "
+        f"{env['hardware']['cpu']}, {settings['threads']} threads; torch "
+        f"{env['versions']['torch']}, fastclip at commit {env['commit']}, {env['date'][:10]}."
+    )
+    return _markdown(MONITOR_COLUMNS, rows, text)
 
 
 def tuner_table(folder: Path) -> str:

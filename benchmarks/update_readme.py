@@ -18,6 +18,7 @@ from readme_tables import (
     gpu_all_table,
     gpu_steps_table,
     gpu_table,
+    monitor_table,
     steps_table,
     strategies_table,
     strategy_costs_table,
@@ -37,12 +38,14 @@ TABLES = {
     "strategies": strategies_table,
     "strategy-costs": strategy_costs_table,
     "gpu-all": gpu_all_table,
+    "monitor": monitor_table,
 }
 """Name in the markers -> function of the folder of results that returns Markdown."""
 DOCUMENTS = {
     ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner", "distributed"),
     ROOT / "benchmarks" / "README.md": ("gpu-all",),
     ROOT / "docs" / "strategies.md": ("strategies", "strategy-costs"),
+    ROOT / "docs" / "monitor.md": ("monitor",),
 }
 """What is rewritten unless --readme and --tables say otherwise."""
 
@@ -78,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 on a difference")
-    parser.add_argument("--readme", type=Path, help="one file in place of both")
+    parser.add_argument("--readme", type=Path, help="one file in place of all")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder")
     parser.add_argument("--tables", nargs="+", choices=sorted(TABLES), help="of that file; else README.md's")
     options = parser.parse_args(arguments)
