@@ -190,8 +190,8 @@ def monitor_table(folder: Path) -> str:
     settings, env = results["settings"], results["environment"]
     steps = [found["step_seconds"] for found in results["results"].values()]
     text = (
-        f"GPT-2 124M in float32 with AdamW, {settings['tokens']} tokens per step, which took {min(steps):.1f} to "
-        f"{max(steps):.1f} s; mean over {settings['steps']} steps with the writing of their block; "
+        f"GPT-2 124M in float32 with AdamW, {settings['tokens']} tokens per step, which took "
+        f"{min(steps):.1f} to {max(steps):.1f} s; mean over {settings['steps']} steps, their block written; "
         f"{env['hardware']['cpu']}, {settings['threads']} threads; torch "
         f"{env['versions']['torch']}, fastclip at commit {env['commit']}, {env['date'][:10]}."
     )
