@@ -59,7 +59,7 @@ class Norms:
     `h.a` and `h.b` have one element each; SGD without a rate leaves them alone.
     """
 
-    def __init__(self, max_norm: float = MAX_NORM) -> None:
+    def __init__(self, max_norm: Any = MAX_NORM) -> None:
         self.model = nn.Module()
         self.model.h = nn.Module()
         self.model.h.a = nn.Linear(1, 1, bias=False)

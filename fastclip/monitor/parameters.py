@@ -74,8 +74,9 @@ class Parameters:
         """Return the norm of each gradient before it was scaled, as one that follows a step can know it.
 
         A step may leave gradients clipped, or multiplied by a GradScaler's scale: equal factors for all, so
-        the ratio of the total norm to theirs undoes them. One read of the gradients, no synchronization but
-        for DTensors.
+        the ratio of the total norm to theirs undoes them. Where a strategy has given each its own factor and
+        the step was not folded, their proportions are those after the clip. One read of the gradients, no
+        synchronization but for DTensors.
 
         Args:
             total: Norm of all before clipping, 0-dim.
