@@ -27,7 +27,6 @@ def train(run: Path, max_norm: object) -> monitor.Run:
 
 def test_the_threshold_of_a_strategy_is_recorded(tmp_path: Path) -> None:
     run = train(tmp_path, strategies.MedianMAD(k=1.0, window=128, warmup=20))
-    assert np.isinf(run["threshold"][:20]).all()
     for step in (150, 299):
         seen = NORMS[step - 128 : step]
         median = np.median(seen)
