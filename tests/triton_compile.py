@@ -142,6 +142,11 @@ def threshold_variants() -> Iterator[Variant]:
     signature |= {"coefficient": "*fp64", "warmup": "i32", "decay": "fp64", "z_threshold": "fp64"}
     signature["factor"] = "fp64"
     yield Variant("zscore", thresholds.zscore_kernel, signature, block, layout)
+    vectors = ("norms", "total_norm", "average", "seen", "coefficients", "limits")
+    signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32", "ratio": "fp64", "decay": "fp64"}
+    signature |= {"warmup": "i32", "warmup_max_norm": "fp64"}
+    block = {"BLOCK": threshold_launch.NORMS_PER_PROGRAM}
+    yield Variant("ema", thresholds.ema_kernel, signature, block, layout)
 
 
 def compile_variant(target: GPUTarget, variant: Variant) -> Any:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastclip.kernels.launch import Blocks
 from fastclip.kernels.thresholds import (
+    ema_kernel,
     median_mad_kernel,
     percentile_kernel,
     quantile_servo_kernel,
@@ -16,6 +17,8 @@ from fastclip.kernels.thresholds import (
 
 LARGEST_WINDOW = 1024
 """That one program is to sort; above, torch sorts."""
+
+NORMS_PER_PROGRAM = 128
 
 OF_STATE = Blocks(rows=0, threads=128, programs_per_unit=1)
 
@@ -73,6 +76,28 @@ def zscore(
         **OF_STATE.options(),
     )
     return threshold, coefficient
+
+
+def ema(
+    norms: Tensor,
+    total_norm: Tensor,
+    average: Tensor,
+    seen: Tensor,
+    settings: tuple[float, float, int, float],
+) -> tuple[Tensor, Tensor]:
+    """Learn from norms as `strategies.Ema` does; settings are ratio, decay, warmup and warmup_max_norm.
+
+    Returns:
+        Coefficients and thresholds, (n,) float64.
+    """
+    count = norms.numel()
+    coefs, limits = torch.empty(2, count, dtype=torch.float64, device=norms.device).unbind()
+    ema_kernel[(-(-count // NORMS_PER_PROGRAM),)](
+        *(norms, total_norm, average, seen, coefs, limits, count, *settings),
+        BLOCK=NORMS_PER_PROGRAM,
+        **OF_STATE.options(),
+    )
+    return coefs, limits
 
 
 def _byte(skipped: Tensor | None) -> Tensor | None:

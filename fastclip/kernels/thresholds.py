@@ -149,3 +149,41 @@ def zscore_kernel(
     tl.store(moments, tl.where(counts, after, mean))
     tl.store(moments + 1, tl.where(counts, variance + weight * (square - variance), variance))
     tl.store(moments + 2, tl.where(counts, seen + 1.0, seen))
+
+
+@triton.jit(do_not_specialize=["count", "warmup"])
+def ema_kernel(
+    norms,
+    total_norm,
+    average,
+    seen,
+    coefficients,
+    limits,
+    count,
+    ratio: tl.float64,
+    decay: tl.float64,
+    warmup,
+    warmup_max_norm: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    """Write coefficient and threshold of each norm, then average it in; BLOCK of them per program."""
+    ratio = tl.full([], ratio, tl.float64)
+    decay = tl.full([], decay, tl.float64)
+    early = tl.full([], warmup_max_norm, tl.float64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < count
+    x = tl.load(norms + place, mask, other=0.0).to(tl.float64)
+    total = tl.load(total_norm).to(tl.float64)
+    mean = tl.load(average + place, mask, other=0.0)
+    number = tl.load(seen + place, mask, other=0.0)
+    in_warmup = number < warmup
+    limit = mean * ratio
+    coefficient = tl.where(in_warmup, clip_coefficient(total, early), clip_coefficient(x, limit))
+    clipped = x * coefficient
+    # Of nan the comparison is False, and nothing is stored.
+    updated = tl.where(in_warmup, tl.where(clipped < mean, clipped, mean), clipped + decay * (mean - clipped))
+    counts = total < float("inf")
+    tl.store(coefficients + place, coefficient, mask)
+    tl.store(limits + place, tl.where(in_warmup, early, limit), mask)
+    tl.store(average + place, tl.where(counts, updated, mean), mask)
+    tl.store(seen + place, tl.where(counts, number + 1.0, number), mask)

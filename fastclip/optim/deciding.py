@@ -165,17 +165,17 @@ def _decided(
     home = next((m for m in measured if m.gradients.parameters), measured[0]).gradients.total_norm
     norms = [m.gradients.total_norm.to(home) for m in measured]
     norm = norms[0] if len(norms) == 1 else combined(norms, settings.norm_type, [torch.float64])
-    skipped = torch.zeros_like(norm, dtype=torch.bool)
-    if settings.skips:
-        skipped = ~norm.isfinite()
+    # The comparison is False of nan, too.
+    skipped = ~(norm < math.inf) if settings.skips else torch.zeros_like(norm, dtype=torch.bool)
     for m in measured:
         if m.found is not None:
             skipped = skipped | (m.found.to(home.device) != 0)
+    is_seen = len(measured) == 1 and measured[0].found is None
     may_skip = settings.skips or amp.found_inf is not None
     decisions = []
     for m in measured:
-        # A step that is left out is nothing to learn from, neither for another group's strategy.
-        m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
+        if not is_seen:  # what a scaler or another group leaves out is nothing to learn from
+            m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
         decision = _decision(m)
         decisions.append(decision)
         if decision.outlier is not None:
@@ -185,7 +185,8 @@ def _decided(
     else:
         coefs = _in_order(optimizer, measured, decisions, home)
     threshold = decisions[0].threshold if len(decisions) == 1 else None
-    return Outcome(norm, coefs.amin(), skipped, threshold), coefs, may_skip
+    shown = coefs.amin() if coefs.numel() > 1 else coefs.reshape(())
+    return Outcome(norm, shown, skipped, threshold), coefs, may_skip
 
 
 def _in_order(

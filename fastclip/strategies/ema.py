@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastclip.backends.eager import clip_coefficient
+from fastclip.strategies import on_device
 from fastclip.strategies.base import Decision, Gradients, Strategy, checked, count, positive, share
 
 
@@ -48,7 +49,7 @@ class Ema(Strategy):
         if not self._state:
             self._state = {
                 "average": torch.full_like(norms, math.inf),
-                "seen": norms.new_zeros(()),
+                "seen": torch.zeros_like(norms),
             }
         state = self._on(norms)
         if state["average"].shape != norms.shape:
@@ -70,6 +71,10 @@ class Ema(Strategy):
         norms = gradients.norms if self.per_tensor else total.reshape(1)
         state = self._start(norms)
         average, seen = state["average"], state["seen"]
+        if (kernels := on_device.kernels(norms)) is not None:
+            settings = self.ratio, self.decay, self.warmup, self.warmup_max_norm
+            coefs, limits = kernels.ema(norms, total, average, seen, settings)
+            return Decision(coefs, None if self.per_tensor else limits.reshape(()))
         in_warmup = seen < self.warmup
         limit = average * self.ratio
         coefs = torch.where(
@@ -79,9 +84,10 @@ class Ema(Strategy):
         updated = torch.where(
             in_warmup, torch.minimum(average, clipped), torch.lerp(clipped, average, self.decay)
         )
-        finite = total.isfinite()
+        finite = total < math.inf
         torch.where(finite, updated, average, out=average)
+        limits = torch.where(in_warmup, self.warmup_max_norm, limit)
         seen.add_(finite)
         if self.per_tensor:
             return Decision(coefs)
-        return Decision(coefs, torch.where(in_warmup, self.warmup_max_norm, limit.reshape(())))
+        return Decision(coefs, limits.reshape(()))
