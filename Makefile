@@ -48,6 +48,7 @@ bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/
 	$(BIN)/fastclip bench --json benchmarks/results/cpu.json --plot benchmarks/results/cpu.png
 	$(BIN)/fastclip bench --steps --json benchmarks/results/cpu_steps.json
 	$(BIN)/fastclip bench --distributed --json benchmarks/results/cpu_distributed.json
+	$(BIN)/fastclip bench --strategies --json benchmarks/results/strategies.json --plot benchmarks/results/strategies.png
 	$(BIN)/python benchmarks/update_readme.py
 
 gpu:  ## Prove and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.

@@ -185,13 +185,16 @@ def run_bench(
     from fastclip.bench.results import save
 
     alone = [n for n, given in (("--distributed", distributed), ("--strategies", strategies)) if given]
-    if alone and (len(alone) > 1 or steps or plot_path is not None):
-        raise click.UsageError(f"{alone[0]} goes with neither --steps nor --plot; leave them out.")
+    if alone and (len(alone) > 1 or steps or (distributed and plot_path is not None)):
+        raise click.UsageError(
+            f"{' and '.join(alone)}: a run is of one kind, and there is no picture of --distributed; "
+            f"expected one of --steps, --distributed and --strategies."
+        )
     if distributed:
         _bench_distributed(threads, quick, time_budget, json_path)
         return
     if strategies:
-        _bench_strategies(threads, quick, time_budget, json_path)
+        _bench_strategies(threads, quick, time_budget, json_path, plot_path)
         return
     if steps:
         if plot_path is not None:
@@ -236,15 +239,22 @@ def _bench_distributed(
 
 
 def _bench_strategies(
-    threads: int | None, quick: bool, time_budget: float | None, json_path: Path | None
+    threads: int | None,
+    quick: bool,
+    time_budget: float | None,
+    json_path: Path | None,
+    plot_path: Path | None,
 ) -> None:
     from rich.console import Console
 
     from fastclip.bench import table
     from fastclip.bench.results import write_json
     from fastclip.demo import comparison_table
-    from fastclip.demo.comparison import compare
+    from fastclip.demo.comparison import compare, picture
 
+    if plot_path is not None:  # the quickest, and the first to fail should matplotlib be missing
+        picture(plot_path)
+        click.echo(f"wrote {plot_path}")
     console = Console(stderr=True)
     results = compare(
         seeds=(0,) if quick else (0, 1, 2),

@@ -62,4 +62,9 @@ def test_command_file_and_tables(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused() -> None:
     result = CliRunner().invoke(cli.cli, ["bench", "--strategies", "--distributed"])
     assert result.exit_code == 2
-    assert "leave them out" in result.output
+    assert "a run is of one kind" in result.output
+
+
+def test_picture(tmp_path: Path) -> None:
+    comparison.picture(tmp_path / "strategies.png")
+    assert (tmp_path / "strategies.png").read_bytes().startswith(b"\x89PNG")

@@ -73,6 +73,8 @@ def test_demo_shows_backends_speed_and_rescue(tmp_path, capsys):
     output = tmp_path / "made" / "here"
     assert run(output, search=False) == 0
     assert (output / "digits.png").read_bytes().startswith(PNG_SIGNATURE)
+    pages = sorted(path.parent.name for path in (output / "monitor").glob("*/report.html"))
+    assert pages == ["fastclip0.25", "fastclip0.25+NaN"]
     log = capsys.readouterr().out
     for backend in fastclip.backend_info():
         assert backend in log

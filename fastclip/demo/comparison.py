@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from fastclip.demo.runs import Clipping, Run
 from fastclip.demo.tasks import Task, make_task
 from fastclip.demo.tasks.images import image_task
 from fastclip.demo.training import train
+from fastclip.files import atomic
+from fastclip.monitor import read
 
 NAN_STEP = 100
 SPIKES, SPIKE = 0.05, 1e4
@@ -182,6 +186,30 @@ def compare(
     return ComparisonResults(
         environment(), threads, list(seeds), scores, run_costs(threads=threads, time_budget_s=time_budget_s)
     )
+
+
+def picture(path: Path, *, strategy: str = "MedianMAD()", seed: int = 0) -> None:
+    """Draw norm and threshold of the CNN with outliers and a NaN batch, as the monitor saw them.
+
+    Args:
+        path: PNG file; an existing one is replaced once the new one is whole.
+        strategy: Name in CONTENDERS.
+        seed: Of data, weights and batches.
+    """
+    import matplotlib as mpl
+
+    from fastclip.monitor import pictures
+    from fastclip.pages import style
+
+    task: Any = Spiked(_task(TRIALS[0], seed, None), seed)
+    run = Run(strategy, lambda optimizer, _: CONTENDERS[strategy](optimizer), math.inf, learns=True)
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1):
+        train(task, run, nan_step=NAN_STEP, watched=Path(folder))
+        seen = read(folder)
+    with mpl.rc_context(style.STYLE):
+        drawn = style.to_png(pictures.norms(seen))
+    with atomic(path) as file:
+        file.write(drawn)
 
 
 def _score(trial: Trial, name: str, seeds: Sequence[int], epochs: int | None) -> Score:

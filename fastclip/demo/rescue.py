@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,11 @@ from fastclip.demo.report import runs_table
 from fastclip.demo.runs import Run
 from fastclip.demo.tasks import Expectation, Task
 from fastclip.demo.training import History, train
+from fastclip.monitor import read
+from fastclip.monitor.report import write_report
+
+RUNS = "monitor"
+"""Folder, in that of the figure, of what the monitor saw of each run that fastclip clips."""
 
 
 def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> bool:
@@ -29,7 +35,7 @@ def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> b
     Returns:
         True if every run ended as it is expected to; always True for a task that expects nothing.
     """
-    histories = _train_each(console, task, runs)
+    histories = _train_each(console, task, runs, output / RUNS)
     failures = [] if task.expectation is None else _failures(histories, task, task.expectation)
     verdict = _verdict(histories, task, failures)
     recipe = task.recipe
@@ -48,13 +54,16 @@ def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> b
     )
     console.print(runs_table(histories, setting, task.measure))
     console.print(f"Loss and gradient norm of every step: {figure}", soft_wrap=True)
+    for folder in sorted(path for path in (output / RUNS).glob("*") if path.is_dir()):
+        page = write_report(read(folder), folder / "report.html")
+        console.print(f"What the monitor saw: {page}, or fastclip monitor {folder}", soft_wrap=True)
     style = "red" if failures else "green"
     console.print(": ".join([verdict, *failures]) + ".", style=style, soft_wrap=True)
     return not failures
 
 
-def _train_each(console: Console, task: Task, runs: Sequence[Run]) -> list[History]:
-    """Return the history of every run.
+def _train_each(console: Console, task: Task, runs: Sequence[Run], watched: Path) -> list[History]:
+    """Return the history of every run; a monitor watches those that fastclip clips.
 
     One thread is as fast as several for networks this small, and makes the outcome the same on every number
     of cores.
@@ -66,9 +75,17 @@ def _train_each(console: Console, task: Task, runs: Sequence[Run]) -> list[Histo
         for run in runs:
             bar = progress.add_task(f"training, {run.name}", total=task.recipe.epochs)
             nan_step = len(histories[0].losses) // 2 if run.has_nan else None
-            histories.append(train(task, run, nan_step=nan_step, on_epoch=partial(progress.advance, bar)))
+            on_epoch = partial(progress.advance, bar)
+            folder = _fresh(watched / run.name.replace(" ", "")) if run.clipper == "fastclip" else None
+            histories.append(train(task, run, nan_step=nan_step, on_epoch=on_epoch, watched=folder))
             console.print(f"Trained {run.name}: {measure.name} {measure.show(histories[-1].score)}.")
     return histories
+
+
+def _fresh(folder: Path) -> Path:
+    """Return a folder without a run of an earlier demo, which a monitor would go on with."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _failures(histories: Sequence[History], task: Task, expectation: Expectation) -> list[str]:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fastclip import ClippedOptimizer, Monitor
 from fastclip.demo.runs import Run
 from fastclip.demo.tasks import Task
 from fastclip.optim import Stats
@@ -46,7 +48,12 @@ class History:
 
 
 def train(
-    task: Task, run: Run, *, nan_step: int | None = None, on_epoch: Callable[[], object] = lambda: None
+    task: Task,
+    run: Run,
+    *,
+    nan_step: int | None = None,
+    on_epoch: Callable[[], object] = lambda: None,
+    watched: Path | None = None,
 ) -> History:
     """Train a new model by SGD and test it; a run that explodes goes on to its last epoch.
 
@@ -55,6 +62,8 @@ def train(
         run: How to clip.
         nan_step: The step whose inputs are all nan, counted from 0; None leaves every batch as it is.
         on_epoch: Called after every epoch.
+        watched: Folder for what a `Monitor` writes of a run that a `ClippedOptimizer` clips; None writes
+            nothing.
 
     Returns:
         The history of every step and the score at the end. The same arguments give the same losses and
@@ -71,6 +80,9 @@ def train(
     history = History(run, nan_step)
     spoiling = None if nan_step is None else _spoil(model, nan_step)
 
+    monitor = None
+    if watched is not None and isinstance(optimizer, ClippedOptimizer):
+        monitor = Monitor(optimizer, watched, model=model, per_parameter=True)
     for _ in range(recipe.epochs):
         for loss in task.losses(model, shuffle):
             optimizer.zero_grad()
@@ -78,6 +90,8 @@ def train(
             before = time.perf_counter()
             optimizer.step()
             history.step_seconds.append(time.perf_counter() - before)
+            if monitor is not None:
+                monitor.step(loss)
             outcome = optimizer.last
             assert outcome is not None  # there was a step
             if outcome.skipped:
@@ -88,6 +102,8 @@ def train(
 
     if spoiling is not None:
         spoiling.remove()
+    if monitor is not None:
+        monitor.close()
     history.stats = optimizer.stats()
     history.score = task.score(model)
     return history
