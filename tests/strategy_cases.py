@@ -59,3 +59,10 @@ def of_norm(norm: float, names: list[str] | None = None) -> Gradients:
     param = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     param.grad = torch.tensor([norm], dtype=torch.float64)
     return Gradients([param], torch.tensor(norm, dtype=torch.float64), names=names)
+
+
+def gradients(params: list[torch.nn.Parameter], step: int) -> list[torch.Tensor]:
+    """Gradients whose size varies from step to step, with an outlier now and then."""
+    generator = torch.Generator().manual_seed(step)
+    size = 10.0 ** float(torch.randn((), generator=generator)) * (100 if step % 9 == 8 else 1)
+    return [torch.randn(p.shape, generator=generator).to(p.dtype) * size for p in params]

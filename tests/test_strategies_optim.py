@@ -14,7 +14,7 @@ import pytest
 import torch
 from distributed_cases import strategies_on_ranks
 from ranks import ranks
-from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES
+from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES, gradients
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from triton_interpreter import interpreted, needs_triton
@@ -30,13 +30,6 @@ __all__ = ["interpreted"]
 needs_emulation = pytest.mark.skipif(
     cpu._C is None or cuda_library.compiler() is None, reason="needs the extension and g++ with _Float16"
 )
-
-
-def gradients(params: list[nn.Parameter], step: int) -> list[Tensor]:
-    """Gradients whose size varies from step to step, with an outlier now and then."""
-    generator = torch.Generator().manual_seed(step)
-    size = 10.0 ** float(torch.randn((), generator=generator)) * (100 if step % 9 == 8 else 1)
-    return [torch.randn(p.shape, generator=generator).to(p.dtype) * size for p in params]
 
 
 def train(
