@@ -7,7 +7,7 @@ from sklearn.model_selection import GroupKFold, KFold, PredefinedSplit, TimeSeri
 from sklearn.tree import DecisionTreeClassifier
 
 from fastclip.tuner import RouletteWheelSplit, check_cv
-from fastclip.tuner.training.data import as_data
+from fastclip.tuner.data import as_data
 from fastclip.tuner.training.splits import fingerprint, make_splits, missing_classes
 
 
@@ -122,6 +122,12 @@ class TestWheelOfSamples:
         wheel = RouletteWheelSplit(400, test_size=1, weights="balanced", random_state=0)
         rare = sum(y[test[0]] for _, test in wheel.split(rows(100), y))
         assert abs(rare - 200) < 5 * np.sqrt(400 * 0.25)
+
+    def test_balanced_wheel_leaves_a_rare_class_its_share_to_train_on(self):
+        y = np.array([0] * 950 + [1] * 50)
+        for train, test in RouletteWheelSplit(5, weights="balanced", random_state=0).split(rows(1000), y):
+            assert np.bincount(y[test]).tolist() == [190, 10]
+            assert np.bincount(y[train]).tolist() == [760, 40]
 
     def test_stratified_wheel_keeps_the_shares(self):
         y = np.array([0] * 60 + [1] * 30 + [2] * 10)

@@ -32,8 +32,9 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
         n_splits: Number of splits.
         test_size: Share or number of test samples for `wheel="samples"`; None is 1 / n_splits (0.2 for one).
         wheel: "samples" or "folds".
-        weights: For `wheel="samples"` None, "balanced" (each class is as likely as any other) or n
-            non-negative numbers. For `wheel="folds"` None or n_splits positive sector widths.
+        weights: For `wheel="samples"` None, "balanced" (each class is as likely as any other, until its
+            share of the test set is drawn, so that a rare one is left to train on) or n non-negative numbers.
+            For `wheel="folds"` None or n_splits positive sector widths.
         stratify: Spin class by class: the test set keeps the shares of the classes (`wheel="samples"`), or
             every fold gets a member of every class (`wheel="folds"`).
         random_state: As everywhere in scikit-learn.
@@ -102,6 +103,10 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
                 f"{name}: {self.n_splits} folds for {n_samples} samples; expected n_splits <= samples."
             )
 
+    @property
+    def _is_balanced(self) -> bool:
+        return isinstance(self.weights, str)
+
     def _num_test(self, n_samples: int) -> int:
         size = self.test_size
         if size is None:
@@ -140,7 +145,10 @@ class RouletteWheelSplit(BaseCrossValidator):  # type: ignore[misc]
         num_test = self._num_test(n_samples)
         in_test = np.zeros(n_samples, dtype=np.bool_)
         if not self.stratify or classes is None:
-            in_test[_draw(np.arange(n_samples), weights, num_test, rng)] = True
+            drawn = _draw(np.arange(n_samples), weights, n_samples if self._is_balanced else num_test, rng)
+            if self._is_balanced:
+                drawn = _cap(drawn, np.asarray(classes), num_test)
+            in_test[drawn] = True
             return in_test
         members = [np.flatnonzero(classes == label) for label in np.unique(classes)]
         for rows, count in zip(members, _apportion([len(m) for m in members], num_test), strict=True):
@@ -179,6 +187,17 @@ def _draw(rows: Indices, weights: npt.NDArray[np.float64], count: int, rng: np.r
     with np.errstate(divide="ignore"):
         keys = rng.standard_exponential(len(rows)) / weights
     return rows[np.argsort(keys, kind="stable")[:count]]
+
+
+def _cap(rows: Indices, classes: npt.NDArray[Any], count: int) -> Indices:
+    """Return the first count rows, without those of a class beyond its share of the test set."""
+    labels, numbers, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    limits = np.ceil(sizes * count / len(classes))
+    is_within = np.zeros(len(rows), dtype=np.bool_)
+    for k in range(len(labels)):
+        is_class = numbers[rows] == k
+        is_within |= is_class & (np.cumsum(is_class) <= limits[k])
+    return rows[is_within][:count]
 
 
 def _apportion(sizes: list[int], total: int) -> list[int]:
