@@ -35,10 +35,10 @@ from fastclip.bench.environment import environment
 from fastclip.demo.models import DigitsCNN
 from fastclip.files import write_json
 from fastclip.tuner import Choice, ExplosionRule, Float, TunerCV, Verdict
+from fastclip.tuner.data import TuningData, as_data
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.samplers import sampler_for_trial
 from fastclip.tuner.study.spaces import Space
-from fastclip.tuner.training.data import TuningData, as_data
 from fastclip.tuner.training.folds import FoldContext, FoldTask, run_fold
 
 SPACE = {

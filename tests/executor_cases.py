@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import pytest
 import tuner_cases as cases
 
+from fastclip.tuner.data import as_data
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.study.preparation import make_context
-from fastclip.tuner.training.data import as_data
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 

@@ -53,6 +53,7 @@ TUNER_LAYERS = (
     ("config",),
     ("cross_validation", "suggest"),
     ("tuner_cv",),
+    ("predicting",),
     ("report", "progress"),
     ("study",),
     ("executors", "data"),

@@ -13,8 +13,10 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
 
 from fastclip.tuner import AllTrialsExplodedError, Float, TunerCV, cross_validate, suggest_clip_range
-from fastclip.tuner.training.data import as_data
-from fastclip.tuner.training.metrics import check_scoring, default_loss, measure
+from fastclip.tuner.data import as_data
+from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.metrics import measure
+from fastclip.tuner.training.scoring import check_scoring
 
 SCORING = check_scoring(["accuracy", "recall_macro", "roc_auc"], is_classification=True)
 

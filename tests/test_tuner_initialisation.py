@@ -21,7 +21,7 @@ def _seed():
 def test_default_leaves_the_model_alone():
     model = deep()
     before = [p.clone() for p in model.parameters()]
-    initialise(model, "default", gain=5.0)
+    initialise(model, "default")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -108,3 +108,29 @@ def test_dropout_rate_reaches_every_kind_of_layer():
     assert [model[0].p, model[1].p, model[2].dropout, model[3].dropout] == [0.4, 0.4, 0.4, 0.0]
     with pytest.raises(ValueError, match=r"rate=1\.0"):
         set_dropout(model, 1.0)
+
+
+def test_default_with_a_gain_is_refused():
+    with pytest.raises(ValueError, match=r"gain=5\.0 with init='default', which leaves the weights alone"):
+        initialise(deep(), "default", gain=5.0)
+
+
+def test_lsuv_calls_a_model_of_keywords():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, *, left, right):
+            return self.layer(torch.cat((left, right), dim=1))
+
+    model, batch = Net(), {"left": torch.randn(256, 4), "right": torch.randn(256, 4)}
+    initialise(model, "lsuv", batch=batch)
+    assert model(**batch).std().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_dropout_reaches_attention_and_says_where_there_is_none():
+    model = nn.TransformerEncoderLayer(8, 2, dropout=0.1, batch_first=True)
+    assert set_dropout(model, 0.4) == 4
+    assert (model.self_attn.dropout, model.dropout.p) == (0.4, 0.4)
+    assert set_dropout(nn.Linear(2, 2), 0.4) == 0

@@ -52,8 +52,8 @@ class TestResults:
 
     def test_refitted_model_predicts_new_data(self, fitted):
         X, y = cases.blobs(seed=1)  # noqa: N806
-        outputs = fitted.predict(X)
-        assert fitted.score(X, y) == (outputs.argmax(1) == y).double().mean().item() > 0.9
+        assert fitted.score(X, y) == (fitted.predict(X) == y.numpy()).mean() > 0.9
+        assert (fitted.outputs(X).argmax(1).numpy() == fitted.predict(X)).all()
         assert not fitted.best_estimator_.training
 
     def test_estimator_can_be_cloned_and_shown(self):
@@ -146,10 +146,10 @@ class TestSamplers:
         assert statuses[10:].count(Verdict.EXPLODED) <= 1
 
     def test_grid_without_n_trials_runs_whole(self):
-        space = {"lr": Choice([0.01, 0.1]), "depth": Int(1, 3), "momentum": 0.5}
+        space = {"lr": Choice([0.01, 0.1]), "batch_size": Int(10, 12), "momentum": 0.5}
         search = tuner(space=space, sampler="grid", n_trials=None, refit=False).fit(cases.blobs())
-        points = [(params["lr"], params["depth"]) for params in search.cv_results_["params"]]
-        assert points == [(lr, depth) for lr in (0.01, 0.1) for depth in (1, 2, 3)]
+        points = [(params["lr"], params["batch_size"]) for params in search.cv_results_["params"]]
+        assert points == [(lr, size) for lr in (0.01, 0.1) for size in (10, 11, 12)]
 
     def test_study_of_ones_own_is_used(self):
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))
@@ -216,8 +216,13 @@ def test_shared_storage_goes_on_only_when_told_to(tmp_path):
 
 def test_folds_are_paired_across_trials():
     # Two trials that differ in nothing that training reads: same model, same batches, same scores.
+    def named(params):
+        return cases.mlp({"name": params["name"]})
+
     space = {"lr": 0.1, "name": Choice(["a", "b"])}
-    search = tuner(space=space, sampler="grid", n_trials=None, scoring="loss", refit=False).fit(cases.blobs())
+    search = tuner(named, space, sampler="grid", n_trials=None, scoring="loss", refit=False).fit(
+        cases.blobs()
+    )
     first, second = (record.folds for record in search.records_)
     assert [fold.score for fold in first] == [fold.score for fold in second]
     assert first[0].metrics == second[0].metrics

@@ -57,7 +57,7 @@ def test_directory_holds_everything(tmp_path):
     model = cases.mlp(best["params"])
     model.load_state_dict(best["state_dict"])
     X, _ = cases.blobs()  # noqa: N806
-    assert torch.equal(model(X), search.predict(X))
+    assert torch.equal(model(X), search.outputs(X))
 
 
 def test_study_can_be_read_by_optuna_alone(tmp_path):

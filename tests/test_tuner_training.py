@@ -1,3 +1,4 @@
+import copy
 import math
 import random
 
@@ -11,10 +12,12 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fastclip.tuner import ExplosionRule, cross_validate, nested_cv
-from fastclip.tuner.training.data import as_data
+from fastclip.tuner.data import as_data
 from fastclip.tuner.training.explosion import ExplosionWatch
-from fastclip.tuner.training.metrics import check_scoring, default_loss, measure
+from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.metrics import measure
 from fastclip.tuner.training.optimisers import SCHEDULERS, make_optimizer, make_scheduler
+from fastclip.tuner.training.scoring import check_scoring
 
 
 class TestWatch:
@@ -173,7 +176,12 @@ class TestData:
             ((torch.zeros(3, 1), torch.zeros(2)), ValueError, "X has 3 samples; expected 2"),
             ((torch.zeros(0, 1), torch.zeros(0)), ValueError, "no samples"),
             (5, TypeError, "data is a int; expected a torch Dataset"),
-            ((np.zeros((2, 1)), np.array(["a", "b"])), TypeError, "y has dtype <U1; expected numbers"),
+            ((np.array([["a"], ["b"]]), np.zeros(2)), TypeError, "X has dtype <U1; expected numbers"),
+            (
+                (np.zeros((2, 1)), np.array([1, "b"], object)),
+                TypeError,
+                "y has 1 of type int; expected numbers",
+            ),
         ],
     )
     def test_wrong_data_is_refused(self, data, error, message):
@@ -281,14 +289,18 @@ class TestCrossValidate:
         X, y = cases.blobs()  # noqa: N806
         distances = []
         for norm_type in (2.0, math.inf):
-            model = cases.mlp({})
-            start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+            start = cases.mlp({})
+            trained = []
+
+            def copied(_, start=start, trained=trained):
+                trained.append(copy.deepcopy(start))
+                return trained[-1]
+
             params = {"lr": 1.0, "max_norm": 1e-3, "norm_type": norm_type, "batch_size": 60}
-            cross_validate(
-                lambda _, model=model: model, params, X, y, cv=[(range(60), range(60, 90))], max_epochs=1
-            )
-            end = torch.cat([p.detach().flatten() for p in model.parameters()])
-            distances.append(torch.linalg.vector_norm(end - start, norm_type).item())
+            cross_validate(copied, params, X, y, cv=[(range(60), range(60, 90))], max_epochs=1)
+            ends = (trained[-1].parameters(), start.parameters())
+            end, begin = (torch.cat([p.detach().flatten() for p in parameters]) for parameters in ends)
+            distances.append(torch.linalg.vector_norm(end - begin, norm_type).item())
         assert distances == pytest.approx([1e-3, 1e-3], rel=1e-2)
 
     def test_exploded_fold_stops_at_once_and_shows_in_the_plain_mean(self):
@@ -304,8 +316,8 @@ class TestCrossValidate:
         calls = []
 
         def explodes_in_the_second_fold(params):
-            calls.append(1)
-            return cases.NanAfter(3 if len(calls) == 2 else 10**9)
+            calls.append(1)  # two calls try the function before the first fold
+            return cases.NanAfter(3 if len(calls) == 4 else 10**9)
 
         result = cross_validate(explodes_in_the_second_fold, {"lr": 0.1}, cases.blobs(), cv=3, max_epochs=5)
         assert result["status"].tolist() == ["ok", "exploded", "ok"]
@@ -384,7 +396,7 @@ class TestCrossValidate:
     def test_lsuv_l1_l2_dropout_and_schedules_run_together(self):
         params = {"init": "lsuv", "l1": 1e-4, "l2": 1e-4, "dropout": 0.1, "scheduler": "one_cycle"}
         params |= {"optimizer": "adam", "lr": 0.05, "weight_decay": 1e-3}
-        result = cross_validate(cases.mlp, params, cases.blobs(), cv=2, max_epochs=10)
+        result = cross_validate(cases.dropping_out, params, cases.blobs(), cv=2, max_epochs=10)
         assert result["mean_test_score"] > 0.9
 
     def test_sequences_score_every_position(self):

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastclip.tuner import AllTrialsFailedError, Choice, Float, Verdict, cross_validate
+from fastclip.tuner.data import as_data
 from fastclip.tuner.report.next_steps import next_steps
-from fastclip.tuner.training.data import as_data
 from fastclip.tuner.training.guessing import collapse, guess_loss
-from fastclip.tuner.training.metrics import default_loss
+from fastclip.tuner.training.losses import default_loss
 
 
 def noisy_regression(seed: int) -> tuple[Any, Any]:

@@ -39,6 +39,10 @@ def mlp(params: dict[str, Any]) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, NUM_CLASSES))
 
 
+def dropping_out(params: dict[str, Any]) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Dropout(), nn.Linear(16, NUM_CLASSES))
+
+
 def linear_regressor(params: dict[str, Any]) -> nn.Module:
     return nn.Linear(4, 1)
 
@@ -88,15 +92,19 @@ def out_of_memory_above_32(params: dict[str, Any]) -> nn.Module:
 
 def dangerous(params: dict[str, Any]) -> nn.Module:
     """Kills or hangs its process at certain rates; kills it once unless the file `kill_unless` is there."""
-    if "folder" in params:
-        (Path(params["folder"]) / str(os.getpid())).touch()
     marker = Path(params.get("kill_unless", "/"))
     if params["lr"] == DEADLY or not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if params["lr"] == HANGING:
         time.sleep(3600)
-    return mlp(params)
+    return noting_process(mlp(params), params["folder"]) if "folder" in params else mlp(params)
+
+
+def noting_process(model: nn.Module, folder: str) -> nn.Module:
+    """Return the model, which writes the process that runs it to the folder."""
+    model.register_forward_pre_hook(lambda *_: (Path(folder) / str(os.getpid())).touch())
+    return model
 
 
 class Slow(nn.Module):
@@ -117,5 +125,4 @@ def slow(params: dict[str, Any]) -> nn.Module:
 
 def pid_model(params: dict[str, Any]) -> nn.Module:
     """Writes the process that trains it to `params["folder"]`."""
-    (Path(params["folder"]) / str(os.getpid())).touch()
-    return slow(params)
+    return noting_process(slow(params), params["folder"])

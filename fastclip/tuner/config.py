@@ -67,6 +67,7 @@ STUDY_KEYS = (
         "scoring",
         "refit",
         "refit_on",
+        "return_train_score",
     ),
     *("n_jobs", "executor", "devices", "threads", "hang_timeout", "storage", "stale_after", "seed"),
 )

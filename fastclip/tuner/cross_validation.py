@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import optuna
 
 from fastclip.tuner.executors.base import Executor
 from fastclip.tuner.executors.choosing import make_executor
+from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.study.preparation import make_context
+from fastclip.tuner.study.probing import probe
 from fastclip.tuner.study.records import fold_score
-from fastclip.tuner.study.spaces import SpaceLike, resolve
-from fastclip.tuner.training.data import as_data
+from fastclip.tuner.study.spaces import Space, SpaceLike
 from fastclip.tuner.training.explosion import ExplosionRule, Verdict
 from fastclip.tuner.training.folds import FoldResult, FoldTask, ModelInit
-from fastclip.tuner.training.metrics import LossFunction, Scoring
+from fastclip.tuner.training.losses import LossFunction
+from fastclip.tuner.training.reading import as_data
+from fastclip.tuner.training.scoring import Scoring
 from fastclip.tuner.training.splits import make_splits
 from fastclip.tuner.tuner_cv import TunerCV
 
@@ -42,24 +46,30 @@ def cross_validate(
     threads: int | str | None = 1,
     hang_timeout: float = 600.0,
     seed: int = 0,
+    return_train_score: bool = False,
+    eval_data: Any = None,
 ) -> dict[str, Any]:
     """Train one set of parameters on every fold.
 
     Args:
         model_init: Function of the dict of parameters that returns a new torch module.
         params: The parameters; see `TunerCV` for the names that the training loop reads.
-        data: torch Dataset, a pair (X, y), or X.
+        data: torch Dataset or DataLoader, a pair (X, y), or X.
         y: Targets for X.
         groups: Group labels for splitters that want them.
+        eval_data: The same Dataset as it is measured, without augmentation.
         cv: As every keyword that follows it, as in `TunerCV`.
 
     Returns:
         scikit-learn's keys, arrays with one entry per fold: `fit_time`, `score_time`, `test_score` (or
         `test_<name>` for several measures); then `mean_test_*` and `std_test_*`, plain over the folds, and
-        per fold `status`, `clip_fraction`, `steps`, `epochs`, `message`, and `history`, its epoch records.
+        per fold `status`, `clip_fraction`, `steps`, `epochs`, `message`, `history`, its epoch records,
+        `metrics`, every held-out measure, and `confusion`, a row for each true class. With
+        return_train_score `train_*` stands beside each `test_*`, and `train_metrics` beside `metrics`.
         A fold that exploded has the worst value as its score, which the mean shows.
     """
-    view = as_data(data, y, groups, caller="cross_validate")
+    refuse_unguarded()
+    view = as_data(data, y, groups, caller="cross_validate", eval_data=eval_data)
     context = make_context(
         model_init,
         view,
@@ -75,14 +85,19 @@ def cross_validate(
         threads=threads,
         n_jobs=n_jobs,
         caller="cross_validate",
+        return_train_score=return_train_score,
     )
+    space = Space(dict(params))
+    for name, dimension in space.dimensions():
+        raise ValueError(f"cross_validate: {name} = {dimension}; expected one value. TunerCV searches.")
+    probe(context, space, "cross_validate")
     workers = make_executor(executor, context, n_jobs=n_jobs, devices=devices, hang_timeout=hang_timeout)
-    resolved = resolve(dict(params))
+    resolved = space.sample(optuna.trial.FixedTrial({}))
     try:
         folds = _run_all([FoldTask(0, fold, resolved) for fold in range(len(context.splits))], workers)
     finally:
         workers.close()
-    return _summary(folds, context.objective.scoring)
+    return _summary(folds, context.objective.scoring, has_train_scores=return_train_score)
 
 
 def nested_cv(
@@ -149,7 +164,7 @@ def _run_all(tasks: Sequence[FoldTask], executor: Executor) -> list[FoldResult]:
     return sorted(results, key=lambda result: result.fold)
 
 
-def _summary(folds: Sequence[FoldResult], scoring: Scoring) -> dict[str, Any]:
+def _summary(folds: Sequence[FoldResult], scoring: Scoring, *, has_train_scores: bool) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "fit_time": np.array([fold.fit_seconds for fold in folds]),
         "score_time": np.array([fold.score_seconds for fold in folds]),
@@ -157,14 +172,22 @@ def _summary(folds: Sequence[FoldResult], scoring: Scoring) -> dict[str, Any]:
     counted = [fold.status is not Verdict.DEGENERATE for fold in folds]
     for name in scoring.scorers:
         scores = np.array([fold_score(fold, name, scoring.worst) for fold in folds])
-        key = f"test_{scoring.key(name)}"
-        summary[key] = scores
-        summary[f"mean_{key}"] = float(scores[counted].mean())
-        with np.errstate(invalid="ignore"):  # the deviation of infinite scores is undefined
-            summary[f"std_{key}"] = float(scores[counted].std())
+        parts = {"test": scores}
+        if has_train_scores:
+            parts["train"] = np.array([fold_score(fold, name, scoring.worst, "train") for fold in folds])
+        for part, values in parts.items():
+            key = f"{part}_{scoring.key(name)}"
+            summary[key] = values
+            summary[f"mean_{key}"] = float(values[counted].mean())
+            with np.errstate(invalid="ignore"):  # the deviation of infinite scores is undefined
+                summary[f"std_{key}"] = float(values[counted].std())
     for name in ("clip_fraction", "steps", "epochs"):
         summary[name] = np.array([getattr(fold, name) for fold in folds])
     summary["status"] = np.array([str(fold.status) for fold in folds], dtype=object)
     summary["message"] = [fold.message for fold in folds]
+    summary["metrics"] = [fold.metrics for fold in folds]
+    summary["confusion"] = [fold.confusion for fold in folds]
+    if has_train_scores:
+        summary["train_metrics"] = [fold.train_metrics for fold in folds]
     summary["history"] = [fold.history for fold in folds]
     return summary

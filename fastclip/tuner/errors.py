@@ -48,5 +48,9 @@ class WarmupExplodedError(RuntimeError):
         self.lr_to_try = lr_to_try
 
 
+class MainGuardError(RuntimeError):
+    """A script starts worker processes outside of `if __name__ == "__main__":`, and they run it again."""
+
+
 class RefitExplodedError(RuntimeError):
     """Training on all data exploded for each of the best trials."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from fastclip.tuner.errors import WarmupExplodedError
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.study.spaces import Float
 from fastclip.tuner.training.checking import check_values
-from fastclip.tuner.training.data import TuningData, as_data
+from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import ModelInit, build_model, torch_threads
 from fastclip.tuner.training.guessing import untrained_loss
-from fastclip.tuner.training.metrics import LossFunction, default_loss
+from fastclip.tuner.training.losses import LossFunction, ignore_index_of, prepare_loss, training_loss
 from fastclip.tuner.training.optimisers import DEFAULT_LR
+from fastclip.tuner.training.reading import as_data
 from fastclip.tuner.training.seeding import derive_seed, seeded
-from fastclip.tuner.training.stepping import DEFAULT_BATCH_SIZE, Stepper, check_batch_size, mini_batches
+from fastclip.tuner.training.stepping import Stepper, batch_size_of, mini_batches
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LOW_SHARE_OF_MEDIAN = 0.1
@@ -97,6 +98,8 @@ def suggest_clip_range(
     if steps < 1:
         raise ValueError(f"suggest_clip_range: steps={steps}; expected at least 1.")
     view = as_data(data, y, caller="suggest_clip_range")
+    measured = prepare_loss(loss)
+    view = replace(view, ignore_index=ignore_index_of(measured))
     check_values(view, "suggest_clip_range")
     chosen = {"lr": DEFAULT_LR, **(params or {}), "max_norm": None}
     warm_up = _WarmUp(
@@ -104,7 +107,7 @@ def suggest_clip_range(
         view,
         steps,
         derive_seed(seed, 0),
-        default_loss if loss is None else loss,
+        measured,
         ExplosionRule() if explosion is None else explosion,
         device_slots(devices, 1)[0],
     )
@@ -136,19 +139,21 @@ class _WarmUp:
 
     def run(self, params: dict[str, Any]) -> Stepper:
         rows = np.arange(len(self.data))
-        batch_size = check_batch_size(params.get("batch_size", DEFAULT_BATCH_SIZE))
+        batch_size = batch_size_of(params, self.data)
         order = np.random.default_rng(self.seed)
         with seeded(self.seed, self.device):
             model = build_model(self.model_init, self.data, params, rows, self.device)
             reference = untrained_loss(model, self.data, rows, self.loss, self.device)[0]
             known = None if math.isnan(reference) else reference
-            stepper = Stepper(model.train(), params, self.loss, self.rule, self.steps, known)
+            loss = training_loss(self.loss, params, self.data, rows)
+            stepper = Stepper(model.train(), params, loss, self.rule, self.steps, known)
             taken = 0
-            while taken < self.steps:
-                for batch in mini_batches(order.permutation(rows), batch_size):
-                    if taken < self.steps and stepper.run.explosion is None:
-                        stepper.step(*self.data.batch(batch, self.device))
-                    taken += 1
+            while taken < self.steps and stepper.run.explosion is None:
+                parts = list(mini_batches(order.permutation(rows), batch_size))[: self.steps - taken]
+                for inputs, targets in self.data.batches(parts, self.device):
+                    if stepper.run.explosion is None:
+                        stepper.step(inputs, targets)
+                taken += len(parts)
             stepper.flush()
         return stepper
 

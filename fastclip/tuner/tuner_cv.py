@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
 
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.executors.choosing import check_executor, make_executor
+from fastclip.tuner.executors.guarding import refuse_unguarded
+from fastclip.tuner.predicting import Predictor
 from fastclip.tuner.study import advice
 from fastclip.tuner.study.opening import OpenedStudy, open_study
 from fastclip.tuner.study.preparation import make_context, settings_of
+from fastclip.tuner.study.probing import probe
 from fastclip.tuner.study.records import collect, cv_results, explosions
 from fastclip.tuner.study.refitting import check_refit_on, median_epochs, refit_best
 from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
 from fastclip.tuner.study.search import Search, TrialCallback
 from fastclip.tuner.study.spaces import Space, SpaceLike
 from fastclip.tuner.study.storage import STALE_SECONDS
-from fastclip.tuner.training.data import as_data
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
-from fastclip.tuner.training.loop import evaluate, predict
-from fastclip.tuner.training.metrics import LossFunction
+from fastclip.tuner.training.losses import LossFunction
+from fastclip.tuner.training.reading import as_data
 
 DEFAULT_STUDY_NAME = "fastclip"
 
 
-class TunerCV(BaseEstimator):  # type: ignore[misc]
+class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
     """Find learning rate, threshold, initialisation and the rest by cross-validation.
 
     A fold that explodes stops at once and its trial is told as the worst value with a constraint, so the
@@ -44,9 +44,11 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
     Args:
         model_init: Function of the dict of parameters that returns a new torch module.
         space: Mapping of names to `Float`, `Int`, `Choice` or fixed values, or a function of an Optuna trial
-            that returns the parameters. The training loop reads `lr`, `max_norm` (None: no clipping),
-            `norm_type`, `optimizer`, `momentum`, `weight_decay`, `l1`, `l2`, `dropout`, `init`, `init_gain`,
-            `batch_size` and `scheduler`; `lr_x_max_norm` stands for lr * max_norm.
+            that returns the parameters. Lists are choices, and dimensions of Optuna and scipy are taken as
+            they are. The training loop reads `lr`, `max_norm` (None: no clipping), `norm_type`, `optimizer`
+            and every argument of it, `l1`, `l2`, `dropout`, `init`, `init_gain`, `batch_size`, `scheduler`,
+            and with the default loss of classes `label_smoothing` and `class_weight`; `lr_x_max_norm` stands
+            for lr * max_norm. A parameter that neither it nor model_init reads is an error.
         sampler: "grid", "random", "tpe", "gp", an Optuna sampler, or an Optuna study to search in.
         cv: Folds, a test share, a scikit-learn splitter, or index pairs; see `check_cv`.
         scoring: What is measured; see `check_scoring`.
@@ -59,7 +61,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         patience: Stop after this many epochs without a better score, and go back to the best epoch.
         target: Stop at this score.
         explosion: When training counts as exploded; see `ExplosionRule`.
-        loss: Function of (outputs, targets); cross-entropy or mean squared error by default.
+        loss: Function of (outputs, targets); cross-entropy, of class scores or of one logit, or mean squared
+            error by default.
         pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
         n_jobs: Folds trained at the same time, in spawned processes when above 1.
         executor: "auto", "inline", "processes" or "ray"; see `make_executor`.
@@ -75,7 +78,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         output_dir: Where everything is written; see `output`.
         resume: Go on with the study in output_dir or storage.
         seed: Seed of everything.
-        callbacks: Called with the study and each finished trial.
+        callbacks: Called with the study and each finished trial; `study.stop()` ends the search.
+        return_train_score: Measure the model of each fold on its training part, too.
         study_attrs: User attributes for a new study.
 
     Attributes:
@@ -84,6 +88,9 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         best_index_: Its index in `cv_results_`.
         cv_results_: scikit-learn's keys, plus `split{i}_status` and `split{i}_clip_fraction`.
         best_estimator_: The module retrained on all data, in evaluation mode.
+        refit_scores_: Its measures on what it was trained on, `train`, and on a holdout, `test`, if any.
+        classes_: What the classes are called, for classes alone.
+        n_features_in_: Columns of X, where X is a table.
         study_: The Optuna study.
         explosions_: One dict per exploded fold.
         records_: One `TrialRecord` per finished trial, in the order of `cv_results_`.
@@ -122,6 +129,7 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         callbacks: Sequence[TrialCallback] = (),
         study_attrs: Mapping[str, Any] | None = None,
+        return_train_score: bool = False,
     ) -> None:
         self.model_init = model_init
         self.space = space
@@ -151,14 +159,16 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.callbacks = callbacks
         self.study_attrs = study_attrs
+        self.return_train_score = return_train_score
 
-    def fit(self, data: Any, y: Any = None, groups: Any = None) -> TunerCV:
+    def fit(self, data: Any, y: Any = None, groups: Any = None, *, eval_data: Any = None) -> TunerCV:
         """Search, and retrain with the best parameters.
 
         Args:
-            data: torch Dataset of (inputs, target) pairs, a pair (X, y), or X.
-            y: Targets for X: integers for classes, floating-point numbers for a regression.
+            data: torch Dataset of samples that `split_sample` takes, a DataLoader of it, a pair (X, y), or X.
+            y: Targets for X: integers or names for classes, floating-point numbers for a regression.
             groups: Group labels for splitters that want them.
+            eval_data: The same Dataset as it is measured, without augmentation.
 
         Returns:
             self.
@@ -170,17 +180,19 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             RefitExplodedError: the best parameters exploded on all data.
             KeyboardInterrupt: stopped by the user; resume=True goes on at the fold where it stopped.
         """
-        context = self.search(data, y, groups)
+        context = self.search(data, y, groups, eval_data=eval_data)
         if self.refit:
             self._refit(context)
         return self
 
-    def search(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
+    def search(self, data: Any, y: Any = None, groups: Any = None, *, eval_data: Any = None) -> FoldContext:
         """Do what `fit` does except for training the best parameters on all data.
 
         Several processes that share a storage search together; one of them calls `fit`.
         """
-        context = self.check(data, y, groups)
+        refuse_unguarded()
+        context = self.check(data, y, groups, eval_data=eval_data)
+        self._remember(context)
         self.splits_, self.scoring_ = context.splits, context.objective.scoring
         opened = self._open(context)
         self.study_, self._output = opened.study, opened.output
@@ -189,8 +201,8 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         self._set_results()
         return context
 
-    def check(self, data: Any, y: Any = None, groups: Any = None) -> FoldContext:
-        """Check every argument against the data, without opening or training anything.
+    def check(self, data: Any, y: Any = None, groups: Any = None, *, eval_data: Any = None) -> FoldContext:
+        """Check every argument against the data and try model_init, without opening or training anything.
 
         Returns:
             What all folds share: the data, the splits, the measures and the rules.
@@ -199,13 +211,13 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             ValueError: an argument is out of range or unknown, or does not fit the data.
             TypeError: an argument has the wrong type.
         """
-        view = as_data(data, y, groups, caller="TunerCV.fit")
+        view = as_data(data, y, groups, caller="TunerCV.fit", eval_data=eval_data)
         self._check_budget()
         make_pruner(self.pruner)
         check_refit_on(self.refit_on)
         check_executor(self.executor, self.n_jobs)
         device_slots(self.devices, self.n_jobs)
-        return make_context(
+        context = make_context(
             self.model_init,
             view,
             cv=self.cv,
@@ -220,20 +232,9 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
             threads=self.threads,
             n_jobs=self.n_jobs,
             caller="TunerCV",
+            return_train_score=self.return_train_score,
         )
-
-    def predict(self, data: Any) -> torch.Tensor:
-        """Return the outputs of `best_estimator_` for a Dataset, (X, y) or the inputs X alone."""
-        if isinstance(data, (torch.Tensor, np.ndarray)):
-            data = (data, np.zeros(len(data), dtype=np.int64))
-        view = as_data(data, caller="TunerCV.predict")
-        return predict(self._fitted_model(), view, np.arange(len(view)), self._device())
-
-    def score(self, data: Any, y: Any = None) -> float:
-        """Return the primary measure of `best_estimator_` on new data."""
-        view = as_data(data, y, caller="TunerCV.score")
-        measures = evaluate(self._fitted_model(), view, np.arange(len(view)), self._objective, self._device())
-        return measures[self.scoring_.primary]
+        return replace(context, model=probe(context, Space(self.space), "TunerCV"))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write what the study found as one HTML file that needs no network.
@@ -330,7 +331,9 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
         scoring = self.scoring_
         metrics = {name: scoring.key(name) for name in scoring.scorers}
         sign = 1 if scoring.direction == "maximize" else -1
-        self.cv_results_ = cv_results(self.records_, metrics, scoring.primary, sign)
+        self.cv_results_ = cv_results(
+            self.records_, metrics, scoring.primary, sign, has_train_scores=self.return_train_score
+        )
         self.explosions_ = explosions(self.records_)
         self._params = [space.sample(optuna.trial.FixedTrial(record.chosen)) for record in self.records_]
         self.cv_results_["params"] = self._params
@@ -354,18 +357,9 @@ class TunerCV(BaseEstimator):  # type: ignore[misc]
 
     def _refit(self, context: FoldContext) -> None:
         ranked = [(i, self._params[i], median_epochs(self.records_[i])) for i in self._ranked()]
-        index, model, self.refit_run_ = refit_best(
+        index, self.best_estimator_, self.refit_run_, self.refit_scores_ = refit_best(
             context, ranked, self._device(), context.threads, self.refit_on
         )
         self._set_best(index)
-        self.best_estimator_, self._objective = model, context.objective
         if self._output is not None:
-            self._output.write_best(model, self.best_params_, self.best_score_)
-
-    def _fitted_model(self) -> nn.Module:
-        check_is_fitted(self, "best_estimator_")
-        model: nn.Module = self.best_estimator_
-        return model
-
-    def _device(self) -> torch.device:
-        return device_slots(self.devices, 1)[0]
+            self._output.write_best(self.best_estimator_, self.best_params_, self.best_score_)

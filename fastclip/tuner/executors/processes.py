@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
+from fastclip.tuner.errors import MainGuardError
 from fastclip.tuner.executors.base import EpochCallback
+from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 
@@ -114,6 +116,7 @@ class ProcessExecutor:
             target=_work,
             args=(theirs, self._context_path, str(device), self._on_epoch is not None, os.getpid()),
             daemon=True,
+            name=WORKER_NAME,
         )
         process.start()
         theirs.close()
@@ -158,6 +161,8 @@ class ProcessExecutor:
             raise RuntimeError("fastclip bug: an idle worker was given up.")
         _stop(lost)
         exit_code = lost.process.exitcode
+        if exit_code == UNGUARDED:
+            raise MainGuardError(f"ProcessExecutor: {SENTENCE}") from None
         self._workers[index] = self._start(lost.device)
         if task.attempt + 1 < MAX_ATTEMPTS:
             self._hand_over(index, replace(task, attempt=task.attempt + 1))

@@ -11,6 +11,7 @@ from fastclip.files import atomic
 from fastclip.pages.pictures import Picture, embed, save_pictures
 from fastclip.pages.template import short, template
 from fastclip.tuner.report import fold_plots, search_plots
+from fastclip.tuner.report.classes import class_rows, train_score
 from fastclip.tuner.report.next_steps import next_steps
 from fastclip.tuner.report.study_view import StudyView, clip_fraction
 from fastclip.tuner.study.records import TrialRecord
@@ -79,6 +80,8 @@ def write_report(view: StudyView, path: str | Path) -> Path:
         headline=_headline(view),
         tiles=_tiles(view),
         best_params=_rounded(view.best.params) if view.best else {},
+        train_score=train_score(view),
+        classes=class_rows(view),
         steps=next_steps(view),
         pictures=[embed(picture, view) for picture in PICTURES],
         metric=view.settings["primary"],

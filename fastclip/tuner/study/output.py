@@ -170,4 +170,6 @@ def _fold_row(fold: FoldResult) -> dict[str, Any]:
         "score_seconds": round(fold.score_seconds, 4),
         "message": lines[-1] if lines else "",
         **fold.metrics,
+        # Measured after training as the test part is, in place of the mean over the last epoch's steps.
+        **{f"train_{name}": value for name, value in fold.train_metrics.items()},
     }

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fastclip.files import plain
+from fastclip.tuner.study.fingerprints import callable_digest
 from fastclip.tuner.study.spaces import Space
 from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.loop import Objective, StopRule
-from fastclip.tuner.training.metrics import LossFunction, check_scoring, default_loss
+from fastclip.tuner.training.losses import LossFunction, ignore_index_of, prepare_loss
+from fastclip.tuner.training.metrics import MAX_CONFUSION
+from fastclip.tuner.training.scoring import check_scoring
 from fastclip.tuner.training.splits import describe_cv, fingerprint, make_splits, missing_classes
 
 
@@ -34,6 +38,7 @@ def make_context(
     threads: int | str | None,
     n_jobs: int,
     caller: str,
+    return_train_score: bool = False,
 ) -> FoldContext:
     """Return what all folds of a study share.
 
@@ -50,6 +55,13 @@ def make_context(
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{caller}: seed={seed!r}; expected an integer >= 0.")
+    if data.loading.num_workers and n_jobs > 1:
+        raise ValueError(
+            f"{caller}: n_jobs={n_jobs} with a DataLoader of num_workers={data.loading.num_workers}; "
+            "expected one of them, because a process that trains folds can start no other."
+        )
+    measured = prepare_loss(loss)
+    data = replace(data, ignore_index=ignore_index_of(measured))
     check_values(data, caller)
     splits = make_splits(cv, data, seed)
     missing = [missing_classes(data, split) for split in splits]
@@ -59,12 +71,20 @@ def make_context(
             "in fold 0); expected each class in both parts. Use a stratified splitter, or shuffle."
         )
     objective = Objective(
-        loss=default_loss if loss is None else loss,
+        loss=measured,
         scoring=check_scoring(scoring, is_classification=data.is_classification, refit=refit),
         stop=StopRule(max_epochs, patience, target),
         rule=ExplosionRule() if explosion is None else explosion,
     )
-    return FoldContext(model_init, data, splits, objective, seed, resolve_threads(threads, n_jobs, caller))
+    return FoldContext(
+        model_init,
+        data,
+        splits,
+        objective,
+        seed,
+        resolve_threads(threads, n_jobs, caller),
+        return_train_score,
+    )
 
 
 def resolve_threads(threads: int | str | None, n_jobs: int, caller: str) -> int | None:
@@ -86,6 +106,8 @@ def settings_of(
     objective = context.objective
     settings = {
         "space": space.describe(),
+        "model": callable_digest(context.model_init, context.model),
+        "loss": callable_digest(objective.loss),
         "data": context.data.fingerprint(),
         "n_samples": len(context.data),
         "cv": describe_cv(cv),
@@ -93,6 +115,7 @@ def settings_of(
         "n_folds": len(context.splits),
         "seed": context.seed,
         "scoring": list(objective.scoring.scorers),
+        "classes": context.data.class_names[:MAX_CONFUSION],
         "primary": objective.scoring.primary,
         "direction": objective.scoring.direction,
         "max_epochs": objective.stop.max_epochs,
@@ -102,6 +125,7 @@ def settings_of(
         "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
         "pruner": pruner if pruner is None or isinstance(pruner, str) else type(pruner).__name__,
         "threads": threads,
+        "return_train_score": context.has_train_scores,
     }
     plain_settings: dict[str, Any] = json.loads(json.dumps(plain(settings)))
     return plain_settings

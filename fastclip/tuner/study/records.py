@@ -57,7 +57,12 @@ def collect(study: optuna.Study, n_folds: int) -> list[TrialRecord]:
 
 
 def cv_results(
-    records: Sequence[TrialRecord], metrics: Mapping[str, str], primary: str, sign: int
+    records: Sequence[TrialRecord],
+    metrics: Mapping[str, str],
+    primary: str,
+    sign: int,
+    *,
+    has_train_scores: bool = False,
 ) -> dict[str, Any]:
     """Return scikit-learn's `cv_results_`, with the status and clip fraction of every fold.
 
@@ -69,6 +74,7 @@ def cv_results(
         metrics: Name of a metric -> its name in the keys, `score` for a single one.
         primary: The metric that the search follows.
         sign: 1 when larger is better, -1 otherwise.
+        has_train_scores: Whether `split{i}_train_*` and their means are there, too.
     """
     n_folds = len(records[0].folds) if records else 0
     results: dict[str, Any] = {}
@@ -81,13 +87,19 @@ def cv_results(
     results["params"] = [dict(record.params) for record in records]
     for metric, key in metrics.items():
         scores = np.array([[fold_score(fold, metric, -sign * np.inf) for fold in r.folds] for r in records])
-        for i in range(n_folds):
-            results[f"split{i}_test_{key}"] = scores[:, i]
-        means = np.array(
-            [_mean(record, row, -sign * np.inf) for record, row in zip(records, scores, strict=True)]
-        )
-        results[f"mean_test_{key}"] = means
-        results[f"std_test_{key}"] = np.array([_std(r, row) for r, row in zip(records, scores, strict=True)])
+        parts = {"test": scores}
+        if has_train_scores:
+            worst = -sign * np.inf
+            parts["train"] = np.array(
+                [[fold_score(f, metric, worst, "train") for f in r.folds] for r in records]
+            )
+        for part, table in parts.items():
+            for i in range(n_folds):
+                results[f"split{i}_{part}_{key}"] = table[:, i]
+            paired = list(zip(records, table, strict=True))
+            results[f"mean_{part}_{key}"] = np.array([_mean(r, row, -sign * np.inf) for r, row in paired])
+            results[f"std_{part}_{key}"] = np.array([_std(r, row) for r, row in paired])
+        means = results[f"mean_test_{key}"]
         if metric == primary:
             worst_last = np.where(np.isnan(means), np.inf, -sign * means)
             results[f"rank_test_{key}"] = rankdata(worst_last, method="min").astype(np.int32)
@@ -129,11 +141,15 @@ def _record(trial: optuna.trial.FrozenTrial, n_folds: int) -> TrialRecord:
     )
 
 
-def fold_score(fold: FoldResult, metric: str, worst: float) -> float:
+def fold_score(fold: FoldResult, metric: str, worst: float, part: str = "test") -> float:
     """Return a metric of a fold: the worst value for an explosion, NaN for a fold without a score."""
     if fold.status in TOLD_AS_WORST:
         return worst
-    return fold.metrics.get(metric, np.nan) if fold.status in WITH_SCORE else np.nan
+    return (
+        (fold.metrics if part == "test" else fold.train_metrics).get(metric, np.nan)
+        if fold.status in WITH_SCORE
+        else np.nan
+    )
 
 
 def _mean(record: TrialRecord, scores: npt.NDArray[np.float64], worst: float) -> float:

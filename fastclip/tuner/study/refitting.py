@@ -15,7 +15,7 @@ from torch import nn
 from fastclip.tuner.errors import RefitExplodedError
 from fastclip.tuner.study.records import TrialRecord
 from fastclip.tuner.training.folds import FoldContext, build_model, torch_threads
-from fastclip.tuner.training.loop import StopRule, train
+from fastclip.tuner.training.loop import StopRule, evaluate, train
 from fastclip.tuner.training.seeding import derive_seed, seeded
 from fastclip.tuner.training.splits import make_splits
 from fastclip.tuner.training.stepping import TrainingRun
@@ -42,7 +42,7 @@ def refit_best(
     device: torch.device,
     threads: int | None,
     refit_on: str,
-) -> tuple[int, nn.Module, TrainingRun]:
+) -> tuple[int, nn.Module, TrainingRun, dict[str, dict[str, float]]]:
     """Train on all data with the best parameters; if that explodes, with the next best, at most three times.
 
     The score on training data says nothing about when to stop: patience and target act on a held-out share,
@@ -56,7 +56,8 @@ def refit_best(
         refit_on: "all" trains on all data for the median epochs, "holdout" keeps a tenth for the stop rule.
 
     Returns:
-        Index of the trial, its model in evaluation mode, and how training went.
+        Index of the trial, its model in evaluation mode, how training went, and every measure of the model on
+        the samples that it was trained on, `train`, and on those that were held out, `test`, if any.
 
     Raises:
         RefitExplodedError: each of them exploded.
@@ -85,7 +86,13 @@ def refit_best(
                 device=device,
             )
         if run.explosion is None:
-            return index, model.eval(), run
+            parts = {"train": train_rows, **({"test": test_rows} if refit_on == "holdout" else {})}
+            with torch_threads(threads):
+                scores = {
+                    name: evaluate(model, context.data.to(device), rows, objective, device)[0]
+                    for name, rows in parts.items()
+                }
+            return index, model.eval(), run, scores
         reasons.append(f"trial index {index}: {run.explosion['reason']} at step {run.explosion['step']}")
         warnings.warn(
             f"TunerCV: the refit exploded ({reasons[-1]}); trying the next best parameters.", stacklevel=4

@@ -18,7 +18,7 @@ from fastclip.tuner.study.output import OutputDir
 from fastclip.tuner.study.records import collect, finished_trials
 from fastclip.tuner.study.samplers import grid_points, sampler_for_trial
 from fastclip.tuner.study.spaces import Space
-from fastclip.tuner.study.storage import Heartbeat, quiet_optuna, requeue_abandoned
+from fastclip.tuner.study.storage import Heartbeat, quiet_optuna, requeue_abandoned, stoppable
 from fastclip.tuner.study.trial_run import PARAMS_ATTR, TrialRun, fold_attr
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask
@@ -46,7 +46,8 @@ class Search:
             the search ends when the study as a whole is done.
         salt: Number of this process among those that share the study, so that they draw different trials.
         output: Where tables and histories go, or None.
-        callbacks: Called with the study and each finished trial.
+        callbacks: Called with the study and each finished trial; after `study.stop()` in one of them no trial
+            starts, and those under way are finished.
     """
 
     study: optuna.Study
@@ -62,6 +63,7 @@ class Search:
     callbacks: Sequence[TrialCallback] = ()
     _runs: dict[int, TrialRun] = field(default_factory=dict, init=False)
     _has_trained: bool = field(default=False, init=False)
+    _is_stopped: bool = field(default=False, init=False)
 
     def run(self, executor: Executor) -> None:
         """Search until the study is done.
@@ -81,7 +83,7 @@ class Search:
                 if self._runs:
                     for result in executor.poll(POLL_SECONDS):
                         self._take(result, heartbeat)
-                elif self._others_may_leave_work() and not _is_past(deadline):
+                elif self._others_may_leave_work() and not (self._is_stopped or _is_past(deadline)):
                     time.sleep(WAIT_FOR_OTHERS_SECONDS)
                 else:
                     return
@@ -114,7 +116,7 @@ class Search:
             task = next(filter(None, tasks), None)
             if task is not None:
                 executor.submit(task)
-            elif _is_past(deadline) or not self._ask(heartbeat):
+            elif self._is_stopped or _is_past(deadline) or not self._ask(heartbeat):
                 return
 
     def _next_task(self, run: TrialRun, deadline: float | None) -> FoldTask | None:
@@ -188,8 +190,10 @@ class Search:
                 self.output.remove_history(run.trial.number, fold)
         run.tell(self.context.objective.scoring)
         self._write_tables()
-        for callback in self.callbacks:
-            callback(self.study, self.study._storage.get_trial(run.trial._trial_id))
+        with stoppable(self.study) as is_stopped:
+            for callback in self.callbacks:
+                callback(self.study, self.study._storage.get_trial(run.trial._trial_id))
+        self._is_stopped |= is_stopped()
 
     def _write_tables(self) -> None:
         if self.output is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,19 @@ def quiet_optuna() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         warnings.filterwarnings("ignore", message="Clip non-finite values")
         yield
+
+
+@contextmanager
+def stoppable(study: optuna.Study) -> Iterator[Callable[[], bool]]:
+    """Let `study.stop()` be called inside the block, as in `Study.optimize`; yield whether it was.
+
+    Optuna allows it within its own loop alone, and has no public way to say that this is one.
+    """
+    study._thread_local.in_optimize_loop, study._stop_flag = True, False
+    try:
+        yield lambda: study._stop_flag
+    finally:
+        study._thread_local.in_optimize_loop = False
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:

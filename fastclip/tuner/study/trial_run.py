@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from fastclip.tuner.training.explosion import TOLD_AS_WORST, WITH_SCORE, Verdict
 from fastclip.tuner.training.folds import FoldResult, FoldTask
-from fastclip.tuner.training.metrics import Scoring
+from fastclip.tuner.training.scoring import Scoring
 from fastclip.tuner.training.stepping import EpochRecord
 
 CONSTRAINT = "explosion"

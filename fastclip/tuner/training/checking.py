@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -13,9 +15,11 @@ REMEDIES = {
     "y": "Drop the row, or correct its target.",
 }
 
+MAX_CLASSES, SAMPLES_PER_CLASS = 20, 5  # whole numbers that look like classes: few, and each of them often
+
 
 def check_values(data: TuningData, caller: str) -> None:
-    """Refuse data that training can only fail on.
+    """Refuse data that training can only fail on, and warn of classes that are given as a regression.
 
     The inputs of a Dataset are not read: that may take as long as an epoch.
 
@@ -24,12 +28,27 @@ def check_values(data: TuningData, caller: str) -> None:
         ValueError: there is one class only.
     """
     _check_finite(data.targets, "y", caller)
+    _hint_at_classes(data, caller)
     if data.inputs is not None:
         _check_finite(data.inputs, "X", caller)
     if len(data.classes) == 1:
         raise ValueError(
             f"{caller}: y has one class only, {data.classes[0]}, in all {len(data)} samples; expected at "
             "least two. A regression's targets are floating-point numbers."
+        )
+
+
+def _hint_at_classes(data: TuningData, caller: str) -> None:
+    if data.is_classification:
+        return
+    values = np.unique(data.labels)
+    is_few = 1 < len(values) <= min(MAX_CLASSES, len(data) // SAMPLES_PER_CLASS)
+    if is_few and bool((values == values.round()).all()):
+        found = ", ".join(f"{value:g}" for value in values)
+        warnings.warn(
+            f"{caller}: y is {data.targets.dtype} and holds only {found}; expected integers if they are "
+            "classes, y.astype(int): floating-point targets are a regression.",
+            stacklevel=4,
         )
 
 

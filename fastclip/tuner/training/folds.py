@@ -18,18 +18,22 @@ from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.guessing import collapse
 from fastclip.tuner.training.initialisation import initialise
-from fastclip.tuner.training.loop import Objective, train
+from fastclip.tuner.training.loop import Objective, evaluate, train
 from fastclip.tuner.training.regularisation import set_dropout
 from fastclip.tuner.training.seeding import derive_seed, seeded
 from fastclip.tuner.training.splits import Split, missing_classes
-from fastclip.tuner.training.stepping import DEFAULT_BATCH_SIZE, EpochRecord, Indices, TrainingRun, call
+from fastclip.tuner.training.stepping import EpochRecord, Indices, TrainingRun, batch_size_of, call
 
 ModelInit: TypeAlias = Callable[[dict[str, Any]], nn.Module]
 
 
 @dataclass(frozen=True)
 class FoldContext:
-    """What is the same for every fold of a study; it is sent to each worker once."""
+    """What is the same for every fold of a study; it is sent to each worker once.
+
+    With `has_train_scores` the model of each fold is measured on its training part, too. `model` is the
+    first model as text, and fixes with the other settings what a study may be resumed with.
+    """
 
     model_init: ModelInit
     data: TuningData
@@ -37,6 +41,8 @@ class FoldContext:
     objective: Objective
     seed: int
     threads: int | None
+    has_train_scores: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class FoldResult:
         status: The verdict.
         score: Score of the primary measure; None unless the verdict is ok or collapsed.
         metrics: Held-out metrics of the epoch that counts: the last one, or the best with patience.
+        train_metrics: The same of its training part, when they are asked for.
+        confusion: Its confusion matrix, a row for each true class, or None.
         history: One record per epoch, see `TrainingRun`.
         epochs: Epochs trained up to the one that counts.
         steps: Optimizer steps survived.
@@ -77,6 +85,8 @@ class FoldResult:
     status: Verdict
     score: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    train_metrics: dict[str, float] = field(default_factory=dict)
+    confusion: list[list[int]] | None = None
     history: list[EpochRecord] = field(default_factory=list)
     epochs: int = 0
     steps: int = 0
@@ -144,11 +154,15 @@ def run_fold(
                 on_step=on_step,
                 deadline=task.deadline,
             )
+            labels = context.data.labels[split[1]]
+            result = _judge(task, run, context.objective, labels[labels != context.data.ignore_index])
+            if context.has_train_scores and result.score is not None:
+                data = context.data.to(device)
+                result.train_metrics = evaluate(model, data, split[0], context.objective, device)[0]
+            return result
     except Exception as error:  # the user's model may raise anything; the study goes on
         status = Verdict.OOM if _is_out_of_memory(error) else Verdict.ERROR
         return FoldResult(task.trial, task.fold, status, message=traceback.format_exc())
-    labels = context.data.labels[split[1]].reshape(len(split[1]), -1)
-    return _judge(task, run, context.objective, labels)
 
 
 def build_model(
@@ -165,14 +179,15 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model_init returned a {type(model).__name__}; expected a torch.nn.Module.")
     model.to(device)
-    batch_size = int(params.get("batch_size", DEFAULT_BATCH_SIZE))
-    inputs = data.batch(rows[:batch_size], device)[0]
+    inputs = data.batch(rows[: batch_size_of(params, data)], device)[0]
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         with torch.no_grad():
             call(model, inputs)
     if params.get("dropout") is not None:
         set_dropout(model, float(params["dropout"]))
-    return initialise(model, params.get("init") or "default", float(params.get("init_gain", 1.0)), inputs)
+    init = params.get("init") or "default"
+    gain = 1.0 if init == "default" else float(params.get("init_gain", 1.0))
+    return initialise(model, init, gain, inputs)
 
 
 @contextmanager
@@ -202,6 +217,7 @@ def _judge(task: FoldTask, run: TrainingRun, objective: Objective, labels: npt.N
         fit_seconds=run.fit_seconds,
         score_seconds=run.score_seconds,
         explosion=run.explosion,
+        confusion=run.confusion,
     )
     if run.explosion is not None:
         result.status, result.message = Verdict.EXPLODED, run.explosion["reason"]

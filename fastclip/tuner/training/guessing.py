@@ -9,14 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastclip.tuner.training.data import TuningData
-from fastclip.tuner.training.metrics import LossFunction, default_loss
+from fastclip.tuner.training.data import TuningData, spread
+from fastclip.tuner.training.losses import LossFunction, default_loss
+from fastclip.tuner.training.seeding import seeded
+from fastclip.tuner.training.shapes import class_dim, equal_but_for_ones
 from fastclip.tuner.training.stepping import EpochRecord, Indices, call
 
 REFERENCE_SAMPLES = 256
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 UNSEEN_COUNT = 1e-3  # of a class that never occurs, so that its logarithm is finite
 AT_GUESSING = 0.98  # of the loss of guessing, from which a loss counts as no better
+ROUNDING = 1e-3  # between two orders of summation in float32
 CHANCE = 1.645  # standard errors that a guess exceeds its expected accuracy by in one case of twenty
 
 
@@ -31,12 +34,18 @@ def untrained_loss(
     Returns:
         The larger of its loss and the loss of guessing, nan where neither is finite; and the shape of the
         outputs of one sample.
+
+    Raises:
+        ValueError: the loss of a regression broadcasts (n, 1) against (n,).
     """
     model.eval()
-    some = rows[np.unique(np.linspace(0, len(rows) - 1, REFERENCE_SAMPLES).astype(np.intp))]
-    inputs, targets = data.batch(some, device)
+    some = rows[spread(len(rows), REFERENCE_SAMPLES)]
+    with seeded(0, device):
+        inputs, targets = data.batch(some, device, measured=True)
     outputs = call(model, inputs)
     own = float(loss(outputs, targets))
+    if targets.is_floating_point():
+        _check_broadcast(loss, outputs, targets, own)
     guessed = guess_loss(outputs.shape[1:], data, rows, some, loss)
     finite = [value for value in (own, guessed) if value is not None and math.isfinite(value)]
     return max(finite, default=math.nan), outputs.shape[1:]
@@ -65,8 +74,11 @@ def guess_loss(
     seen = data.targets[torch.from_numpy(train_rows)]
     size = torch.Size((len(targets), *shape))
     if data.is_classification:
-        shares = _class_guess(size, targets, seen, last=loss is default_loss)
-        return None if shares is None else _finite(float(loss(shares, targets)))
+        guess = _class_guess(size, targets, seen, data.ignore_index, last=loss is default_loss)
+        if guess is None:
+            return None
+        guess = guess.sigmoid() if getattr(loss, "takes_probabilities", False) else guess
+        return _finite(float(loss(guess, targets)))
     if size.numel() != targets.numel():
         return None
     values = seen.double().numpy()
@@ -94,32 +106,52 @@ def collapse(record: EpochRecord, guessed: float | None, labels: npt.NDArray[np.
     reason = f"the held-out loss {record['loss']:.4g} is no better than that of guessing, {guessed:.4g}"
     if "accuracy" not in record:
         return reason
-    counts = np.unique(labels, return_counts=True)[1]
+    is_multi_label = "label_accuracy" in record
+    counts = np.unique(labels, return_counts=True, axis=0 if is_multi_label else None)[1]
     largest, even = counts.max() / counts.sum(), 1.0 / len(counts)
-    for name, share in (("accuracy", largest), ("recall_macro", even)):
+    # Of several labels, guessing all of them finds all, so that their recall says nothing.
+    shares = {"accuracy": largest} if is_multi_label else {"accuracy": largest, "recall_macro": even}
+    for name, share in shares.items():
         if record[name] > share + CHANCE * math.sqrt(share * (1 - share) / len(labels)):
             return None
     return f"{reason}, and the accuracy {record['accuracy']:.3g} than the largest class, {largest:.3g}"
 
 
 def _class_guess(
-    size: torch.Size, targets: torch.Tensor, seen: torch.Tensor, *, last: bool
+    size: torch.Size, targets: torch.Tensor, seen: torch.Tensor, ignore_index: int, *, last: bool
 ) -> torch.Tensor | None:
     """Return outputs that give each class its share; None where outputs of this size fit no targets."""
-    shape = targets.shape
-    if size == shape or (size.numel() == targets.numel() and 1 in size[1:]):
-        share = seen.double().mean().clamp(UNSEEN_COUNT, 1 - UNSEEN_COUNT)
-        return torch.full(size, float(torch.logit(share)))
-    fits_last, fits_second = size[:-1] == shape, len(size) > 1 and size[:1] + size[2:] == shape
-    if not (fits_last or fits_second):
+    if equal_but_for_ones(size, targets.shape):
+        if int(seen.max()) > 1:
+            return None
+        shares = seen.clamp(min=0).double().mean(dim=0).clamp(UNSEEN_COUNT, 1 - UNSEEN_COUNT)
+        return torch.logit(shares).float().expand(targets.shape).reshape(size).contiguous()
+    dim = class_dim(size, targets.shape, last=last)
+    if dim is None:
         return None
-    dim = -1 if fits_last and (last or not fits_second) else 1
-    counts = torch.bincount(seen.flatten(), minlength=size[dim]).double() + UNSEEN_COUNT
+    known = seen[seen != ignore_index]
+    counts = torch.bincount(known, minlength=size[dim]).double() + UNSEEN_COUNT
     if len(counts) != size[dim]:
         return None
     column = [1] * len(size)
     column[dim] = -1
     return (counts / counts.sum()).log().float().reshape(column).expand(size).contiguous()
+
+
+def _check_broadcast(loss: LossFunction, outputs: torch.Tensor, targets: torch.Tensor, own: float) -> None:
+    """Refuse a loss that differs once outputs have the shape of their targets: it compares all with all."""
+    if outputs.shape == targets.shape or not equal_but_for_ones(outputs.shape, targets.shape):
+        return
+    try:
+        aligned = float(loss(outputs.reshape(targets.shape), targets))
+    except (RuntimeError, ValueError, IndexError):  # a loss that needs the shape that it is given
+        return
+    if math.isfinite(own) and not math.isclose(own, aligned, rel_tol=ROUNDING):
+        raise ValueError(
+            f"untrained_loss: the loss of outputs of shape {tuple(outputs.shape)} for targets of shape "
+            f"{tuple(targets.shape)} is {own:.4g}, and {aligned:.4g} in equal shapes: it broadcasts one "
+            "against the other; expected outputs.reshape(targets.shape) in the loss."
+        )
 
 
 def _repeat(constant: npt.NDArray[np.float64], targets: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastclip.tuner.training.stepping import call
+
 NORMALISATIONS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -47,13 +49,14 @@ def initialise(model: nn.Module, init: str = "default", gain: float = 1.0, batch
         model: Any module; "default" leaves it as its constructor made it.
         init: One of `INIT_NAMES`.
         gain: Factor on the weights; for "lsuv" the standard deviation asked of each layer's output.
-        batch: Inputs of a mini-batch for "lsuv", a tensor or a tuple of tensors.
+        batch: Inputs of a mini-batch for "lsuv": a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: unknown name, or "lsuv" without a batch.
+        ValueError: unknown name, "lsuv" without a batch, or a gain for "default".
 
     Source:
         LSUV: Mishkin and Matas, All you need is a good init, ICLR 2016 (orthogonal, then each layer in
@@ -62,6 +65,11 @@ def initialise(model: nn.Module, init: str = "default", gain: float = 1.0, batch
     if init not in INIT_NAMES:
         raise ValueError(f"initialise: init={init!r} is unknown; expected one of {', '.join(INIT_NAMES)}.")
     if init == "default":
+        if gain != 1.0:
+            raise ValueError(
+                f"initialise: gain={gain} with init='default', which leaves the weights alone; expected "
+                f"another init: {', '.join(INITS)}."
+            )
         return model
     if init == "lsuv" and batch is None:
         raise ValueError("initialise: init='lsuv' needs batch; expected the inputs of one mini-batch.")
@@ -106,10 +114,7 @@ def _scale_outputs(model: nn.Module, batch: Any, target_std: float) -> None:
     handles = [m.register_forward_hook(scale) for m in model.modules() if isinstance(m, layers)]
     try:
         model.eval()
-        if isinstance(batch, (tuple, list)):
-            model(*batch)
-        else:
-            model(batch)
+        call(model, tuple(batch) if isinstance(batch, list) else batch)
     finally:
         for handle in handles:
             handle.remove()

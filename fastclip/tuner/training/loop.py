@@ -15,15 +15,17 @@ from torch import nn
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.guessing import guess_loss, untrained_loss
-from fastclip.tuner.training.metrics import LossFunction, Scoring, measure
+from fastclip.tuner.training.losses import LossFunction, training_loss
+from fastclip.tuner.training.metrics import Batch, measure_batches
+from fastclip.tuner.training.scoring import Scoring
+from fastclip.tuner.training.seeding import seeded
 from fastclip.tuner.training.stepping import (
-    DEFAULT_BATCH_SIZE,
     EpochRecord,
     Indices,
     Stepper,
     TrainingRun,
+    batch_size_of,
     call,
-    check_batch_size,
     mini_batches,
     num_batches,
 )
@@ -77,8 +79,8 @@ def train(
 ) -> TrainingRun:
     """Train a model until its stop condition, an explosion, or the callback's word.
 
-    Reads `batch_size` from params, and what `Stepper` reads. The order of the mini-batches depends on the
-    seed alone, so that folds are paired across trials.
+    Reads `batch_size` from params, and what `training_loss` and `Stepper` read. The order of the mini-batches
+    depends on the seed alone, so that folds are paired across trials.
 
     Args:
         model: On `device`, already initialised; changed in place. With `patience` it ends with the weights
@@ -97,13 +99,14 @@ def train(
     Returns:
         What happened. One host synchronisation every `objective.rule.every` steps.
     """
-    batch_size = check_batch_size(params.get("batch_size", DEFAULT_BATCH_SIZE))
+    batch_size = batch_size_of(params, data)
+    trained = training_loss(objective.loss, params, data, train_rows)
     planned_steps = num_batches(len(train_rows), batch_size) * objective.stop.max_epochs
     reference, shape = untrained_loss(model, data, train_rows, objective.loss, device)
     stepper = Stepper(
         model,
         params,
-        objective.loss,
+        trained,
         objective.rule,
         planned_steps,
         None if math.isnan(reference) else reference,
@@ -115,8 +118,9 @@ def train(
     for epoch in range(objective.stop.end_after or objective.stop.max_epochs):
         started = perf_counter()
         model.train()
-        for rows in mini_batches(order.permutation(train_rows), batch_size):
-            stepper.step(*data.batch(rows, device))
+        parts = list(mini_batches(order.permutation(train_rows), batch_size))
+        for inputs, targets in data.batches(parts, device):
+            stepper.step(inputs, targets)
             if on_step is not None:
                 on_step()
             run.is_out_of_time = deadline is not None and time() >= deadline
@@ -127,11 +131,9 @@ def train(
         if run.explosion is not None or run.is_out_of_time:
             break
         started = perf_counter()
-        record = {
-            "epoch": float(epoch),
-            **stepper.end_epoch(),
-            **evaluate(model, data, test_rows, objective, device),
-        }
+        trained_part = stepper.end_epoch()
+        measures, confusion = evaluate(model, data, test_rows, objective, device)
+        record = {"epoch": float(epoch), **trained_part, **measures}
         run.score_seconds += perf_counter() - started
         reason = stepper.watch.look_at_epoch(record["train_loss"], record["loss"])
         if reason is not None:
@@ -145,6 +147,8 @@ def train(
             }
             break
         run.history.append(record)
+        if best.counts(record):
+            run.confusion = confusion
         if on_epoch is not None and on_epoch(record):
             run.pruned = True
             break
@@ -154,26 +158,50 @@ def train(
     return run
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, data: TuningData, rows: Indices, objective: Objective, device: torch.device
-) -> dict[str, float]:
-    """Return every metric of a model on these samples."""
-    outputs = predict(model, data, rows, device)
-    return measure(
-        outputs, data.targets[torch.from_numpy(rows)], objective.loss, objective.scoring, data.classes
+) -> tuple[dict[str, float], list[list[int]] | None]:
+    """Return every metric of a model on these samples, and the confusion matrix; see `measure_batches`."""
+    batches = run_batches(model, data, rows, device)
+    if len({(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}) == 1:
+        outputs, targets = zip(*batches, strict=True)
+        batches = [(torch.cat(outputs), torch.cat(targets))]
+    return measure_batches(
+        batches, objective.loss, objective.scoring, data.classes, data.class_names, data.ignore_index
     )
 
 
-@torch.no_grad()
 def predict(model: nn.Module, data: TuningData, rows: Indices, device: torch.device) -> torch.Tensor:
-    """Return the outputs of a model on these samples, on the CPU in float32."""
-    model.eval()
-    parts = [
-        call(model, data.batch(rows[i : i + EVALUATION_BATCH_SIZE], device)[0]).float().cpu()
-        for i in range(0, len(rows), EVALUATION_BATCH_SIZE)
-    ]
+    """Return the outputs of a model on these samples, on the CPU in float32.
+
+    Raises:
+        ValueError: sequences of different length make outputs of different shapes.
+    """
+    parts = [outputs for outputs, _ in run_batches(model, data, rows, device)]
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"predict: the outputs of single samples have the shapes {', '.join(map(str, sorted(shapes)))}; "
+            "expected one. Call best_estimator_ batch by batch."
+        )
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def run_batches(model: nn.Module, data: TuningData, rows: Indices, device: torch.device) -> list[Batch]:
+    """Return outputs in float32 and targets, batch by batch and on the CPU, of a model that is measured.
+
+    The same samples give the same batches every time, whatever randomness reads them, and the randomness of
+    training goes on as if nothing had been measured.
+    """
+    model.eval()
+    starts = range(0, len(rows), EVALUATION_BATCH_SIZE)
+    parts = [rows[start : start + EVALUATION_BATCH_SIZE] for start in starts]
+    with seeded(0, device):
+        return [
+            (call(model, inputs).float().cpu(), targets.cpu())
+            for inputs, targets in data.batches(parts, device, measured=True)
+        ]
 
 
 class _BestEpoch:
@@ -185,11 +213,14 @@ class _BestEpoch:
         self._epoch = -1.0
         self._weights: dict[str, torch.Tensor] | None = None
 
+    def counts(self, record: EpochRecord) -> bool:
+        """Return whether an epoch counts until a better one comes."""
+        is_better = self.scoring.is_better(record[self.scoring.primary], self._score)
+        return self.stop.patience is None or self._weights is None or is_better
+
     def is_time_to_stop(self, record: EpochRecord, model: nn.Module) -> bool:
         score = record[self.scoring.primary]
-        if self.stop.patience is not None and (
-            self._weights is None or self.scoring.is_better(score, self._score)
-        ):
+        if self.stop.patience is not None and self.counts(record):
             self._score, self._epoch = score, record["epoch"]
             self._weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if self.stop.target is not None and not self.scoring.is_better(self.stop.target, score):

@@ -17,6 +17,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     and issubclass(kind, torch.optim.Optimizer)
     and kind is not torch.optim.Optimizer
 }
+ALL_ARGUMENTS = frozenset(
+    name for kind in OPTIMIZERS.values() for name in inspect.signature(kind).parameters if name != "params"
+)
 
 DEFAULT_LR = 0.01
 FINAL_LR_SHARE = 0.01
@@ -26,27 +29,43 @@ def make_optimizer(model: nn.Module, params: Mapping[str, Any]) -> torch.optim.O
     """Build the optimizer that `params` names.
 
     Reads `optimizer` (a name in torch.optim in any case, default "sgd", or a callable
-    (parameters, **settings) -> Optimizer), `lr`, `momentum` and `weight_decay`. A setting goes only to an
-    optimizer that has it, so that a search may choose between SGD and Adam.
+    (parameters, **settings) -> Optimizer), `lr`, and every other argument of the optimizer. A setting goes
+    only to an optimizer that has it, so that a search may choose between SGD and Adam.
 
     Raises:
         ValueError: the name is unknown.
     """
-    wanted = params.get("optimizer", "sgd")
-    if isinstance(wanted, str):
-        if wanted.lower() not in OPTIMIZERS:
-            raise ValueError(
-                f"make_optimizer: optimizer={wanted!r} is unknown; expected a callable or one of "
-                f"{', '.join(sorted(OPTIMIZERS))}."
-            )
-        wanted = OPTIMIZERS[wanted.lower()]
-    settings = {"lr": params.get("lr", DEFAULT_LR)}
-    settings |= {name: params[name] for name in ("momentum", "weight_decay") if params.get(name) is not None}
-    accepted = inspect.signature(wanted).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        settings = {name: value for name, value in settings.items() if name in accepted}
+    wanted = _find(params.get("optimizer", "sgd"))
+    accepted = optimizer_arguments(wanted)
+    settings = {"lr": params.get("lr", DEFAULT_LR), **params}
+    settings = {name: value for name, value in settings.items() if name in accepted and value is not None}
     optimizer: torch.optim.Optimizer = wanted((p for p in model.parameters() if p.requires_grad), **settings)
     return optimizer
+
+
+def optimizer_arguments(optimizer: Any) -> frozenset[str]:
+    """Return the names of the settings that an optimizer, by name or as a callable, takes.
+
+    One that takes any keyword gets those that some optimizer of torch has.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    found = inspect.signature(_find(optimizer)).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found):
+        return ALL_ARGUMENTS | {parameter.name for parameter in found}
+    return frozenset(parameter.name for parameter in found) - {"params"}
+
+
+def _find(optimizer: Any) -> Callable[..., torch.optim.Optimizer]:
+    if not isinstance(optimizer, str):
+        return optimizer  # type: ignore[no-any-return]
+    if optimizer.lower() not in OPTIMIZERS:
+        raise ValueError(
+            f"make_optimizer: optimizer={optimizer!r} is unknown; expected a callable or one of "
+            f"{', '.join(sorted(OPTIMIZERS))}."
+        )
+    return OPTIMIZERS[optimizer.lower()]
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:

@@ -19,16 +19,26 @@ def penalty(model: nn.Module, l1: float = 0.0, l2: float = 0.0) -> torch.Tensor 
     return torch.stack(terms).sum() if terms else None
 
 
-def set_dropout(model: nn.Module, rate: float) -> None:
-    """Give every dropout layer, and the dropout between the layers of recurrent modules, this rate.
+def set_dropout(model: nn.Module, rate: float) -> int:
+    """Give every dropout layer, attention and the dropout between recurrent layers this rate.
+
+    Returns:
+        How many modules drop out: 0 says that the rate means nothing for this model.
 
     Raises:
         ValueError: the rate is outside [0, 1).
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"set_dropout: rate={rate}; expected a value in [0, 1).")
+    num_set = 0
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = rate
-        elif isinstance(module, nn.RNNBase) and module.num_layers > 1:
+        elif isinstance(module, nn.MultiheadAttention) or (
+            isinstance(module, nn.RNNBase) and module.num_layers > 1
+        ):
             module.dropout = rate
+        else:
+            continue
+        num_set += 1
+    return num_set

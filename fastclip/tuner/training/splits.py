@@ -97,7 +97,13 @@ def missing_classes(data: TuningData, split: Split) -> list[Any]:
     if not data.is_classification:
         return []
     train, test = split
-    return list(np.setdiff1d(data.labels[test], data.labels[train]).tolist())
+    missing = np.setdiff1d(data.labels[test], data.labels[train])
+    names = data.label_names
+    return [
+        label if names is None else str(names[label])
+        for label in missing.tolist()
+        if label != data.ignore_index
+    ]
 
 
 def describe_cv(cv: Any) -> str:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import fastclip
+from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule, ExplosionWatch
-from fastclip.tuner.training.metrics import LossFunction
+from fastclip.tuner.training.losses import LossFunction
 from fastclip.tuner.training.optimisers import make_optimizer, make_scheduler
 from fastclip.tuner.training.regularisation import penalty
 
@@ -39,6 +40,7 @@ class TrainingRun:
         explosion: Why training stopped as exploded, with the step, or None.
         pruned: Whether the epoch callback ended it.
         is_out_of_time: Whether the deadline ended it.
+        confusion: Confusion matrix of the epoch that counts, or None, see `measure_batches`.
         guess_loss: Held-out loss of guessing, or None when it is not known.
         fit_seconds: Wall time of training.
         score_seconds: Wall time of evaluation.
@@ -52,6 +54,7 @@ class TrainingRun:
     explosion: dict[str, Any] | None = None
     pruned: bool = False
     is_out_of_time: bool = False
+    confusion: list[list[int]] | None = None
     guess_loss: float | None = None
     fit_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -69,9 +72,9 @@ def clip(parameters: list[nn.Parameter], max_norm: float | None, norm_type: floa
 
 def call(model: nn.Module, inputs: Any) -> torch.Tensor:
     """Run a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
-    if isinstance(inputs, tuple):
+    if type(inputs) is tuple:  # a packed sequence is one argument
         return model(*inputs)  # type: ignore[no-any-return]
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return model(**inputs)  # type: ignore[no-any-return]
     return model(inputs)  # type: ignore[no-any-return]
 
@@ -79,13 +82,12 @@ def call(model: nn.Module, inputs: Any) -> torch.Tensor:
 class Stepper:
     """Takes the steps of one training run and keeps its record.
 
-    Reads from params: `lr`, `max_norm`, `norm_type`, `optimizer`, `momentum`, `weight_decay`, `l1`, `l2` and
-    `scheduler`.
+    Reads from params: `lr`, `max_norm`, `norm_type`, `l1`, `l2`, `scheduler`, `optimizer` and its arguments.
 
     Args:
         model: Changed in place.
         params: Parameters of the trial.
-        loss: Function of (outputs, targets).
+        loss: Function of (outputs, targets) to train with, see `training_loss`.
         rule: When training counts as exploded.
         planned_steps: Steps of the whole run, for the schedule.
         reference: Loss that an explosion is measured from, see `ExplosionWatch`.
@@ -173,6 +175,11 @@ class Stepper:
             "norm": norm,
             "norm_median": float(np.median(norms)) if norms else None,
         }
+
+
+def batch_size_of(params: Mapping[str, Any], data: TuningData) -> int:
+    """Return the samples of a mini-batch: the parameter, or what a DataLoader said, or the default."""
+    return check_batch_size(params.get("batch_size", data.loading.batch_size or DEFAULT_BATCH_SIZE))
 
 
 def check_batch_size(batch_size: Any) -> int:

@@ -1,0 +1,132 @@
+"""What a fitted search does with new data, in scikit-learn's manner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from fastclip.tuner.executors.base import device_slots
+from fastclip.tuner.training.data import TuningData
+from fastclip.tuner.training.folds import FoldContext
+from fastclip.tuner.training.held_out import HeldOutClassifier
+from fastclip.tuner.training.loop import evaluate, predict
+from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.metrics import as_logits
+from fastclip.tuner.training.reading import as_data
+from fastclip.tuner.training.shapes import (
+    class_dim,
+    class_scores,
+    equal_but_for_ones,
+    is_multi_label,
+)
+
+
+class Predictor:
+    """Predictions of `best_estimator_`, for a class that has fitted one.
+
+    Attributes:
+        best_estimator_: The module, in evaluation mode.
+        classes_: What the classes are called; there for classes alone.
+        n_features_in_: Columns of X, where X was a table.
+    """
+
+    best_estimator_: nn.Module
+    classes_: npt.NDArray[Any]
+    n_features_in_: int
+    devices: Any
+
+    def outputs(self, data: Any) -> torch.Tensor:
+        """Return what `best_estimator_` puts out for a Dataset, (X, y) or the inputs X alone."""
+        view = _inputs(data)
+        return predict(self._fitted_model(), view, np.arange(len(view)), self._device())
+
+    def predict(self, data: Any) -> npt.NDArray[Any]:
+        """Return a class, by the name that it was given with, or a number for each target."""
+        outputs = self.outputs(data)
+        shape = self._target_shape(outputs)
+        if not self._view.is_classification:
+            matches = equal_but_for_ones(outputs.shape, shape)
+            return (outputs.reshape(shape) if matches else outputs).numpy()
+        logits = as_logits(outputs, self._context.objective.loss)
+        if equal_but_for_ones(outputs.shape, shape):
+            numbers = (logits.reshape(shape) > 0).long()
+        else:
+            is_last = self._context.objective.loss is default_loss
+            dim = class_dim(outputs.shape, shape, last=is_last)
+            numbers = logits.argmax(dim=dim if dim is not None else -1 if is_last else 1)
+        names = self._view.label_names
+        return numbers.numpy() if names is None else names[numbers.numpy()]
+
+    def predict_proba(self, data: Any) -> npt.NDArray[Any]:
+        """Return the probabilities of the classes in the order of `classes_`, or of each of several labels.
+
+        Raises:
+            ValueError: targets are numbers, or a sample has more than one class.
+        """
+        outputs = self.outputs(data)
+        if is_multi_label(outputs.shape, self._target_shape(outputs)):
+            logits = as_logits(outputs, self._context.objective.loss)
+            return logits.double().sigmoid().numpy()
+        return self._classifier(outputs, "predict_proba").predict_proba()
+
+    def decision_function(self, data: Any) -> npt.NDArray[Any]:
+        """Return the scores of the classes; of two classes the difference, as scikit-learn has it.
+
+        Raises:
+            ValueError: targets are numbers, or a sample has more than one class.
+        """
+        return self._classifier(self.outputs(data), "decision_function").decision_function()
+
+    def score(self, data: Any, y: Any = None) -> float:
+        """Return the primary measure of `best_estimator_` on new data."""
+        return self.measures(data, y)[self._context.objective.scoring.primary]
+
+    def measures(self, data: Any, y: Any = None) -> dict[str, float]:
+        """Return every measure of `best_estimator_` on new data: accuracy, loss, the recall of each class."""
+        model = self._fitted_model()
+        view = as_data(data, y, caller="TunerCV.score").renamed(self._view.label_names, "TunerCV.score")
+        return evaluate(model, view, np.arange(len(view)), self._context.objective, self._device())[0]
+
+    def _remember(self, context: FoldContext) -> None:
+        """Keep what predictions need of a search."""
+        self._context, self._view = context, context.data
+        for name in ("classes_", "n_features_in_"):
+            vars(self).pop(name, None)
+        if self._view.is_classification:
+            self.classes_ = np.asarray(self._view.class_names)
+        if self._view.inputs is not None and self._view.inputs.dim() == 2:
+            self.n_features_in_ = self._view.inputs.shape[1]
+
+    def _classifier(self, outputs: torch.Tensor, name: str) -> HeldOutClassifier:
+        if not self._view.is_classification or self._view.targets.dim() != 1:
+            raise ValueError(
+                f"TunerCV.{name}: the targets of training are {self._view.targets.dtype} of shape "
+                f"{tuple(self._view.targets.shape)}; expected one class for each sample."
+            )
+        loss = self._context.objective.loss
+        fake, classes = torch.zeros(len(outputs), dtype=torch.int64), self._view.classes
+        scores = class_scores(as_logits(outputs, loss), fake, classes, last=loss is default_loss)
+        return HeldOutClassifier(scores, classes)
+
+    def _target_shape(self, outputs: torch.Tensor) -> torch.Size:
+        return torch.Size((len(outputs), *self._view.targets.shape[1:]))
+
+    def _fitted_model(self) -> nn.Module:
+        check_is_fitted(self, "best_estimator_")
+        return self.best_estimator_
+
+    def _device(self) -> torch.device:
+        return device_slots(self.devices, 1)[0]
+
+
+def _inputs(data: Any) -> TuningData:
+    """Return a view of new samples, with targets or without."""
+    if not isinstance(data, (Dataset, DataLoader, TuningData, tuple)):
+        data = (data, np.zeros(len(data), dtype=np.int64))
+    return as_data(data, caller="TunerCV.predict")

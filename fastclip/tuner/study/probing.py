@@ -1,0 +1,141 @@
+"""Try model_init before anything is trained: what it reads, and whether each model is a new one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import FixedTrial
+from torch import nn
+
+from fastclip.tuner.study.spaces import Choice, Space
+from fastclip.tuner.training.folds import FoldContext
+from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.parameters import KNOWN, SOMETIMES_READ, RecordingDict, read_by_loop
+from fastclip.tuner.training.seeding import seeded
+
+RANDOM_DRAWS = 16
+ALIASES = {
+    **{"learning_rate": "lr", "eta": "lr", "wd": "weight_decay", "epochs": "max_epochs of the search"},
+    **dict.fromkeys(("max_grad_norm", "clip_norm", "grad_clip", "clip", "threshold"), "max_norm"),
+}
+CPU = torch.device("cpu")
+
+
+def probe(context: FoldContext, space: Space, caller: str) -> str:
+    """Build models from points of the space until every parameter was read, and describe the first.
+
+    A model_init that raises is left to the first fold, which reports what happened.
+
+    Args:
+        context: What the folds share.
+        space: What a trial may choose.
+        caller: Name for messages.
+
+    Returns:
+        The modules of the first model as text.
+
+    Raises:
+        ValueError: nobody reads a parameter, or model_init returns what it has returned before.
+    """
+    description = ""
+    has_label_parameters = context.objective.loss is default_loss and context.data.is_classification
+    unread: set[str] | None = None
+    asked: set[str] = set()
+    for params in points(space, context.seed):
+        recorded = RecordingDict(params)
+        try:
+            with seeded(context.seed, CPU):
+                model: Any = context.model_init(recorded)
+                again = context.model_init(dict(params)) if unread is None else None
+        except Exception:  # the user's model may raise anything
+            return description
+        if not isinstance(model, nn.Module):
+            return description
+        if again is not None:
+            _check_new(model, again, caller)
+            description = re.sub(r"0x[0-9a-f]+", "", str(model))
+        read = recorded.read | read_by_loop(params, model, has_label_parameters=has_label_parameters)
+        absent = {name for name, value in params.items() if value is None and name in KNOWN}
+        asked |= recorded.missing
+        unread = set(params) - read - absent if unread is None else (unread - read)
+        if not unread:
+            return description
+    if unread:
+        raise ValueError(_refusal(sorted(unread)[0], asked, space, caller))
+    return description
+
+
+def points(space: Space, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield points of a space: of a mapping the lowest and one for each further choice; then random ones."""
+    if space.function is None:
+        lowest = {name: dimension.first for name, dimension in space.dimensions()}
+        yield space.sample(FixedTrial(lowest))
+        for name, dimension in space.dimensions():
+            for option in dimension.options[1:] if isinstance(dimension, Choice) else ():
+                yield space.sample(FixedTrial({**lowest, name: option}))
+    with _quiet():
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for _ in range(RANDOM_DRAWS):
+        yield space.sample(study.ask())
+
+
+def _check_new(model: nn.Module, again: Any, caller: str) -> None:
+    """Refuse a second model that trains the memory of the first: what one fold learns the next would know."""
+    remedy = "expected a new model at each call. Build it inside model_init, or return copy.deepcopy of it."
+    if again is model:
+        raise ValueError(f"{caller}: model_init returned the same {type(model).__name__} twice; {remedy}")
+    if not isinstance(again, nn.Module):
+        return
+    seen = _trained_memory(model)
+    for address, name in _trained_memory(again).items():
+        if address in seen:
+            raise ValueError(
+                f"{caller}: two models of model_init share the parameter {name!r}, which is trained; {remedy}"
+            )
+
+
+def _trained_memory(model: nn.Module) -> dict[int, str]:
+    return {
+        parameter.untyped_storage().data_ptr(): name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and not isinstance(parameter, nn.parameter.UninitializedParameter)
+        and parameter.untyped_storage().data_ptr()
+    }
+
+
+def _refusal(name: str, asked: set[str], space: Space, caller: str) -> str:
+    if name in SOMETIMES_READ:
+        return (
+            f"{caller}: parameter {name!r} acts in no trial: {SOMETIMES_READ[name]}, and model_init does not "
+            f"read it; expected it left out."
+        )
+    if name in KNOWN:
+        optimizer = space.entries.get("optimizer", "sgd")
+        shown = optimizer.options if isinstance(optimizer, Choice) else optimizer
+        return (
+            f"{caller}: parameter {name!r} acts in no trial: the optimizer {shown!r} does not take it, and "
+            "model_init does not read it; expected it left out, or another optimizer."
+        )
+    close = ALIASES.get(name) or next(iter(difflib.get_close_matches(name, sorted(KNOWN | asked), n=1)), None)
+    hint = f" Did you mean {close}?" if close else ""
+    return (
+        f"{caller}: parameter {name!r} is read by nobody, neither model_init nor the training loop; expected "
+        f"one that acts.{hint}"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
