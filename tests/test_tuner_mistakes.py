@@ -19,7 +19,7 @@ from scipy import stats
 from torch import nn
 from tuner_cases import tuner
 
-from fastclip.tuner import Choice, Float, Int, ResumeError, Space, TunerCV, cross_validate
+from fastclip.tuner import Choice, Float, Int, ResumeError, Space, TunerCV, cross_validate, suggest_clip_range
 from fastclip.tuner.study.fingerprints import callable_digest
 from fastclip.tuner.training.optimisers import make_optimizer
 from fastclip.tuner.training.parameters import RecordingDict
@@ -100,6 +100,8 @@ class TestUnreadParameters:
             ValueError, match=r"cross_validate: parameter 'momentun' .* Did you mean momentum"
         ):
             cross_validate(cases.mlp, {"momentun": 0.9}, cases.blobs())
+        with pytest.raises(ValueError, match=r"suggest_clip_range: parameter 'momentun'"):
+            suggest_clip_range(cases.mlp, cases.blobs(), params={"momentun": 0.9, "init_gain": 2.0})
 
     @pytest.mark.parametrize(
         ("use", "read"),

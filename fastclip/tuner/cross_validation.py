@@ -12,7 +12,7 @@ from fastclip.tuner.executors.base import Executor
 from fastclip.tuner.executors.choosing import make_executor
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.study.preparation import make_context
-from fastclip.tuner.study.probing import probe
+from fastclip.tuner.study.probing import probe_context
 from fastclip.tuner.study.records import fold_score
 from fastclip.tuner.study.spaces import Space, SpaceLike
 from fastclip.tuner.training.explosion import ExplosionRule, Verdict
@@ -90,7 +90,7 @@ def cross_validate(
     space = Space(dict(params))
     for name, dimension in space.dimensions():
         raise ValueError(f"cross_validate: {name} = {dimension}; expected one value. TunerCV searches.")
-    probe(context, space, "cross_validate")
+    probe_context(context, space, "cross_validate")
     workers = make_executor(executor, context, n_jobs=n_jobs, devices=devices, hang_timeout=hang_timeout)
     resolved = space.sample(optuna.trial.FixedTrial({}))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ from fastclip.tuner.training.shapes import (
 )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the data of a search was like."""
+
+    is_classification: bool
+    target_type: torch.dtype
+    target_shape: torch.Size
+    label_names: npt.NDArray[Any] | None
+    classes: npt.NDArray[Any]
+
+
 class Predictor:
     """Predictions of `best_estimator_`, for a class that has fitted one.
 
@@ -50,17 +62,17 @@ class Predictor:
         """Return a class, by the name that it was given with, or a number for each target."""
         outputs = self.outputs(data)
         shape = self._target_shape(outputs)
-        if not self._view.is_classification:
+        if not self._seen.is_classification:
             matches = equal_but_for_ones(outputs.shape, shape)
             return (outputs.reshape(shape) if matches else outputs).numpy()
-        logits = as_logits(outputs, self._context.objective.loss)
+        logits = as_logits(outputs, self._objective.loss)
         if equal_but_for_ones(outputs.shape, shape):
             numbers = (logits.reshape(shape) > 0).long()
         else:
-            is_last = self._context.objective.loss is default_loss
+            is_last = self._objective.loss is default_loss
             dim = class_dim(outputs.shape, shape, last=is_last)
             numbers = logits.argmax(dim=dim if dim is not None else -1 if is_last else 1)
-        names = self._view.label_names
+        names = self._seen.label_names
         return numbers.numpy() if names is None else names[numbers.numpy()]
 
     def predict_proba(self, data: Any) -> npt.NDArray[Any]:
@@ -71,7 +83,7 @@ class Predictor:
         """
         outputs = self.outputs(data)
         if is_multi_label(outputs.shape, self._target_shape(outputs)):
-            logits = as_logits(outputs, self._context.objective.loss)
+            logits = as_logits(outputs, self._objective.loss)
             return logits.double().sigmoid().numpy()
         return self._classifier(outputs, "predict_proba").predict_proba()
 
@@ -85,37 +97,41 @@ class Predictor:
 
     def score(self, data: Any, y: Any = None) -> float:
         """Return the primary measure of `best_estimator_` on new data."""
-        return self.measures(data, y)[self._context.objective.scoring.primary]
+        return self.measures(data, y)[self._objective.scoring.primary]
 
     def measures(self, data: Any, y: Any = None) -> dict[str, float]:
         """Return every measure of `best_estimator_` on new data: accuracy, loss, the recall of each class."""
         model = self._fitted_model()
-        view = as_data(data, y, caller="TunerCV.score").renamed(self._view.label_names, "TunerCV.score")
-        return evaluate(model, view, np.arange(len(view)), self._context.objective, self._device())[0]
+        view = as_data(data, y, caller="TunerCV.score").renamed(self._seen.label_names, "TunerCV.score")
+        return evaluate(model, view, np.arange(len(view)), self._objective, self._device())[0]
 
     def _remember(self, context: FoldContext) -> None:
-        """Keep what predictions need of a search."""
-        self._context, self._view = context, context.data
+        """Keep what predictions need of a search, and not its data."""
+        data = context.data
+        self._objective = context.objective
+        self._seen = _Seen(
+            data.is_classification, data.targets.dtype, data.targets.shape[1:], data.label_names, data.classes
+        )
         for name in ("classes_", "n_features_in_"):
             vars(self).pop(name, None)
-        if self._view.is_classification:
-            self.classes_ = np.asarray(self._view.class_names)
-        if self._view.inputs is not None and self._view.inputs.dim() == 2:
-            self.n_features_in_ = self._view.inputs.shape[1]
+        if data.is_classification:
+            self.classes_ = np.asarray(data.class_names)
+        if data.inputs is not None and data.inputs.dim() == 2:
+            self.n_features_in_ = data.inputs.shape[1]
 
     def _classifier(self, outputs: torch.Tensor, name: str) -> HeldOutClassifier:
-        if not self._view.is_classification or self._view.targets.dim() != 1:
+        if not self._seen.is_classification or self._seen.target_shape:
             raise ValueError(
-                f"TunerCV.{name}: the targets of training are {self._view.targets.dtype} of shape "
-                f"{tuple(self._view.targets.shape)}; expected one class for each sample."
+                f"TunerCV.{name}: the targets of training are {self._seen.target_type} of shape "
+                f"{('n', *self._seen.target_shape)}; expected one class for each sample."
             )
-        loss = self._context.objective.loss
-        fake, classes = torch.zeros(len(outputs), dtype=torch.int64), self._view.classes
+        loss = self._objective.loss
+        fake, classes = torch.zeros(len(outputs), dtype=torch.int64), self._seen.classes
         scores = class_scores(as_logits(outputs, loss), fake, classes, last=loss is default_loss)
         return HeldOutClassifier(scores, classes)
 
     def _target_shape(self, outputs: torch.Tensor) -> torch.Size:
-        return torch.Size((len(outputs), *self._view.targets.shape[1:]))
+        return torch.Size((len(outputs), *self._seen.target_shape))
 
     def _fitted_model(self) -> nn.Module:
         check_is_fitted(self, "best_estimator_")

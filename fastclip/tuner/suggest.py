@@ -12,14 +12,22 @@ import torch
 
 from fastclip.tuner.errors import WarmupExplodedError
 from fastclip.tuner.executors.base import device_slots
-from fastclip.tuner.study.spaces import Float
+from fastclip.tuner.study.probing import probe
+from fastclip.tuner.study.spaces import Float, Space
 from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import ModelInit, build_model, torch_threads
 from fastclip.tuner.training.guessing import untrained_loss
-from fastclip.tuner.training.losses import LossFunction, ignore_index_of, prepare_loss, training_loss
+from fastclip.tuner.training.losses import (
+    LossFunction,
+    has_label_parameters,
+    ignore_index_of,
+    prepare_loss,
+    training_loss,
+)
 from fastclip.tuner.training.optimisers import DEFAULT_LR
+from fastclip.tuner.training.parameters import KNOWN
 from fastclip.tuner.training.reading import as_data
 from fastclip.tuner.training.seeding import derive_seed, seeded
 from fastclip.tuner.training.stepping import Stepper, batch_size_of, mini_batches
@@ -89,7 +97,7 @@ def suggest_clip_range(
     Raises:
         WarmupExplodedError: the warm-up exploded, so its norms say nothing about healthy training; the
             message names a rate, found by trying, at which it stays finite.
-        ValueError: steps < 1, or all norms are zero.
+        ValueError: steps < 1, all norms are zero, or nobody reads a parameter.
 
     Source:
         Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks, 2013: thresholds
@@ -102,6 +110,14 @@ def suggest_clip_range(
     view = replace(view, ignore_index=ignore_index_of(measured))
     check_values(view, "suggest_clip_range")
     chosen = {"lr": DEFAULT_LR, **(params or {}), "max_norm": None}
+    probe(
+        model_init,
+        Space(chosen),
+        seed=seed,
+        label_parameters_act=has_label_parameters(measured, view),
+        caller="suggest_clip_range",
+        may_rest=KNOWN,
+    )
     warm_up = _WarmUp(
         model_init,
         view,
@@ -165,8 +181,8 @@ def _refusal(warm_up: _WarmUp, params: dict[str, Any], exploded: Stepper) -> War
         f"suggest_clip_range: the warm-up at lr={params['lr']:.3g} exploded at step {explosion['step']}: "
         f"{explosion['reason']}; expected {warm_up.steps} finite steps."
     )
-    for probe in range(1, MAX_PROBES + 1):
-        lr = params["lr"] / RATE_STEP**probe
+    for attempt in range(1, MAX_PROBES + 1):
+        lr = params["lr"] / RATE_STEP**attempt
         if warm_up.run({**params, "lr": lr}).run.explosion is None:
             return WarmupExplodedError(f"{found} It stays finite at lr={lr:.3g}: try again at that rate.", lr)
     return WarmupExplodedError(

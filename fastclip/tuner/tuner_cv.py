@@ -19,7 +19,7 @@ from fastclip.tuner.predicting import Predictor
 from fastclip.tuner.study import advice
 from fastclip.tuner.study.opening import OpenedStudy, open_study
 from fastclip.tuner.study.preparation import make_context, settings_of
-from fastclip.tuner.study.probing import probe
+from fastclip.tuner.study.probing import probe_context
 from fastclip.tuner.study.records import collect, cv_results, explosions
 from fastclip.tuner.study.refitting import check_refit_on, median_epochs, refit_best
 from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
@@ -234,7 +234,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             caller="TunerCV",
             return_train_score=self.return_train_score,
         )
-        return replace(context, model=probe(context, Space(self.space), "TunerCV"))
+        return replace(context, model=probe_context(context, Space(self.space), "TunerCV"))
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write what the study found as one HTML file that needs no network.

@@ -42,8 +42,8 @@ def describe(value: Any, depth: int = 0) -> str:
     if inspect.ismethod(value):
         return describe([value.__func__, value.__self__], depth + 1)
     if inspect.isfunction(value):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        settings = [cells, value.__defaults__ or (), value.__kwdefaults__ or {}]
+        closed = inspect.getclosurevars(value).nonlocals
+        settings = [closed, value.__defaults__ or (), value.__kwdefaults__ or {}]
         return f"{_source(value)} {describe(settings, depth + 1)}"
     if inspect.isclass(value) or not hasattr(value, "__dict__"):
         return _source(value) if inspect.isclass(value) else type(value).__qualname__

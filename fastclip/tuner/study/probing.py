@@ -14,8 +14,8 @@ from optuna.trial import FixedTrial
 from torch import nn
 
 from fastclip.tuner.study.spaces import Choice, Space
-from fastclip.tuner.training.folds import FoldContext
-from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.folds import FoldContext, ModelInit
+from fastclip.tuner.training.losses import has_label_parameters
 from fastclip.tuner.training.parameters import KNOWN, SOMETIMES_READ, RecordingDict, read_by_loop
 from fastclip.tuner.training.seeding import seeded
 
@@ -27,15 +27,26 @@ ALIASES = {
 CPU = torch.device("cpu")
 
 
-def probe(context: FoldContext, space: Space, caller: str) -> str:
+def probe(
+    model_init: ModelInit,
+    space: Space,
+    *,
+    seed: int,
+    label_parameters_act: bool,
+    caller: str,
+    may_rest: frozenset[str] = frozenset(),
+) -> str:
     """Build models from points of the space until every parameter was read, and describe the first.
 
     A model_init that raises is left to the first fold, which reports what happened.
 
     Args:
-        context: What the folds share.
+        model_init: The user's function.
         space: What a trial may choose.
+        seed: Seed of the points, and of torch while model_init is called.
+        label_parameters_act: Whether `label_smoothing` and `class_weight` act.
         caller: Name for messages.
+        may_rest: Parameters that need not act.
 
     Returns:
         The modules of the first model as text.
@@ -44,15 +55,14 @@ def probe(context: FoldContext, space: Space, caller: str) -> str:
         ValueError: nobody reads a parameter, or model_init returns what it has returned before.
     """
     description = ""
-    has_label_parameters = context.objective.loss is default_loss and context.data.is_classification
     unread: set[str] | None = None
     asked: set[str] = set()
-    for params in points(space, context.seed):
+    for params in points(space, seed):
         recorded = RecordingDict(params)
         try:
-            with seeded(context.seed, CPU):
-                model: Any = context.model_init(recorded)
-                again = context.model_init(dict(params)) if unread is None else None
+            with seeded(seed, CPU):
+                model: Any = model_init(recorded)
+                again = model_init(dict(params)) if unread is None else None
         except Exception:  # the user's model may raise anything
             return description
         if not isinstance(model, nn.Module):
@@ -60,15 +70,26 @@ def probe(context: FoldContext, space: Space, caller: str) -> str:
         if again is not None:
             _check_new(model, again, caller)
             description = re.sub(r"0x[0-9a-f]+", "", str(model))
-        read = recorded.read | read_by_loop(params, model, has_label_parameters=has_label_parameters)
+        read = recorded.read | read_by_loop(params, model, label_parameters_act=label_parameters_act)
         absent = {name for name, value in params.items() if value is None and name in KNOWN}
         asked |= recorded.missing
-        unread = set(params) - read - absent if unread is None else (unread - read)
+        unread = set(params) - read - absent - may_rest if unread is None else (unread - read)
         if not unread:
             return description
     if unread:
         raise ValueError(_refusal(sorted(unread)[0], asked, space, caller))
     return description
+
+
+def probe_context(context: FoldContext, space: Space, caller: str) -> str:
+    """Do what `probe` does for the folds of a study."""
+    return probe(
+        context.model_init,
+        space,
+        seed=context.seed,
+        label_parameters_act=has_label_parameters(context.objective.loss, context.data),
+        caller=caller,
+    )
 
 
 def points(space: Space, seed: int) -> Iterator[dict[str, Any]]:

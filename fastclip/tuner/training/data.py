@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class TuningData:
         """The targets as an array, as scikit-learn's splitters want them."""
         return self.targets.numpy()
 
-    @property
+    @cached_property
     def classes(self) -> npt.NDArray[Any]:
         """The classes in ascending order; empty for a regression."""
         if not self.is_classification:

@@ -98,6 +98,11 @@ def prepare_loss(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
+def has_label_parameters(loss: LossFunction, data: TuningData) -> bool:
+    """Return whether `label_smoothing` and `class_weight` act, which belong to cross-entropy."""
+    return loss is default_loss and data.is_classification
+
+
 def ignore_index_of(loss: LossFunction) -> int:
     """Return the target that does not count: the loss's own ignore_index, or torch's default."""
     keywords = getattr(loss, "keywords", {})  # of functools.partial
@@ -123,7 +128,7 @@ def training_loss(
     smoothing, wanted = float(params.get("label_smoothing") or 0.0), params.get("class_weight")
     if not 0.0 <= smoothing < 1.0:
         raise ValueError(f"training_loss: label_smoothing={smoothing}; expected a value in [0, 1).")
-    if loss is not default_loss or not data.is_classification or (smoothing == 0.0 and wanted is None):
+    if not has_label_parameters(loss, data) or (smoothing == 0.0 and wanted is None):
         return loss
     weight = None if wanted is None else _class_weights(wanted, data, rows)
     return lambda outputs, targets: cross_entropy(outputs, targets, weight, smoothing)

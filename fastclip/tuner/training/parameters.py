@@ -99,13 +99,13 @@ class RecordingDict(dict[str, Any]):
         (self.read if super().__contains__(key) else self.missing).add(key)
 
 
-def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, has_label_parameters: bool) -> set[str]:
+def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, label_parameters_act: bool) -> set[str]:
     """Return the parameters that training this model reads.
 
     Args:
         params: Parameters of a trial.
         model: What model_init made of them; its dropout is set.
-        has_label_parameters: Whether `label_smoothing` and `class_weight` act.
+        label_parameters_act: Whether `label_smoothing` and `class_weight` act.
     """
     names = set(ALWAYS_READ)
     try:
@@ -116,4 +116,4 @@ def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, has_label_param
         names.add("init_gain")
     if params.get("dropout") is None or set_dropout(model, float(params["dropout"])):
         names.add("dropout")
-    return names | set(LABEL_PARAMETERS) if has_label_parameters else names
+    return names | set(LABEL_PARAMETERS) if label_parameters_act else names
