@@ -60,6 +60,18 @@ class TestOneLogit:
         assert ((search.predict_proba(x)[:, 1] > 0.5) == search.predict(x)).all()
         assert ((search.decision_function(x) > 0) == search.predict(x)).all()
 
+    @pytest.mark.parametrize("width", [1, 3])
+    def test_floats_are_classes_for_a_binary_loss(self, width: int) -> None:
+        x, _ = separable()
+        y = (x[:, :width] > 0).astype("float32")
+        search = TunerCV(
+            lambda p: nn.Linear(4, width), {"lr": 1.0}, n_trials=1, cv=2, max_epochs=30,
+            loss=nn.BCEWithLogitsLoss(),
+        ).fit(x, y)  # fmt: skip
+        assert search.scoring_.primary == "accuracy"
+        assert search.best_score_ > 0.6
+        assert search.score(x, y) == accuracy_score(y, search.predict(x))
+
     def test_rows_and_columns_are_never_exchanged(self) -> None:
         with pytest.raises(ValueError, match=r"outputs of shape \(4, 6, 1\) for targets of shape \(6, 4\)"):
             default_loss(torch.zeros(4, 6, 1), torch.zeros(6, 4, dtype=torch.long))
@@ -119,6 +131,13 @@ class TestIgnoreIndex:
         )  # fmt: skip
         assert result["mean_test_score"] == 1.0
         assert result["status"].tolist() == ["ok"] * 2
+
+    def test_class_without_a_score_is_found_before_training(self) -> None:
+        images, masks = seeded(12, 1, 2, 2), torch.arange(48).reshape(12, 2, 2) % 2
+        masks[:, 0, 0] = 255
+        result = cross_validate(lambda p: nn.Conv2d(1, 2, 1), {}, images, masks, cv=2)
+        assert "hold 2 scores for each target, and the largest class is 255" in result["message"][0]
+        assert result["steps"].tolist() == [0, 0]
 
     def test_large_class_that_is_meant_to_be_ignored_is_told_how(self) -> None:
         targets = torch.tensor([0, 1, 255, 1])

@@ -17,7 +17,7 @@ from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.folds import FoldContext
 from fastclip.tuner.training.held_out import HeldOutClassifier
 from fastclip.tuner.training.loop import evaluate, predict
-from fastclip.tuner.training.losses import default_loss
+from fastclip.tuner.training.losses import default_loss, with_meaning_of
 from fastclip.tuner.training.metrics import as_logits
 from fastclip.tuner.training.reading import as_data
 from fastclip.tuner.training.shapes import (
@@ -103,6 +103,7 @@ class Predictor:
         """Return every measure of `best_estimator_` on new data: accuracy, loss, the recall of each class."""
         model = self._fitted_model()
         view = as_data(data, y, caller="TunerCV.score").renamed(self._seen.label_names, "TunerCV.score")
+        view = with_meaning_of(self._objective.loss, view)
         return evaluate(model, view, np.arange(len(view)), self._objective, self._device())[0]
 
     def _remember(self, context: FoldContext) -> None:

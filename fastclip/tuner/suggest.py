@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from fastclip.tuner.training.guessing import untrained_loss
 from fastclip.tuner.training.losses import (
     LossFunction,
     has_label_parameters,
-    ignore_index_of,
     prepare_loss,
     training_loss,
+    with_meaning_of,
 )
 from fastclip.tuner.training.optimisers import DEFAULT_LR
 from fastclip.tuner.training.parameters import KNOWN
@@ -107,7 +107,7 @@ def suggest_clip_range(
         raise ValueError(f"suggest_clip_range: steps={steps}; expected at least 1.")
     view = as_data(data, y, caller="suggest_clip_range")
     measured = prepare_loss(loss)
-    view = replace(view, ignore_index=ignore_index_of(measured))
+    view = with_meaning_of(measured, view)
     check_values(view, "suggest_clip_range")
     chosen = {"lr": DEFAULT_LR, **(params or {}), "max_norm": None}
     probe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.loop import Objective, StopRule
-from fastclip.tuner.training.losses import LossFunction, ignore_index_of, prepare_loss
+from fastclip.tuner.training.losses import LossFunction, prepare_loss, with_meaning_of
 from fastclip.tuner.training.metrics import MAX_CONFUSION
 from fastclip.tuner.training.scoring import check_scoring
 from fastclip.tuner.training.splits import describe_cv, fingerprint, make_splits, missing_classes
@@ -61,7 +60,7 @@ def make_context(
             "expected one of them, because a process that trains folds can start no other."
         )
     measured = prepare_loss(loss)
-    data = replace(data, ignore_index=ignore_index_of(measured))
+    data = with_meaning_of(measured, data)
     check_values(data, caller)
     splits = make_splits(cv, data, seed)
     missing = [missing_classes(data, split) for split in splits]

@@ -12,7 +12,7 @@ from torch import nn
 from fastclip.tuner.training.data import TuningData, spread
 from fastclip.tuner.training.losses import LossFunction, default_loss
 from fastclip.tuner.training.seeding import seeded
-from fastclip.tuner.training.shapes import class_dim, equal_but_for_ones
+from fastclip.tuner.training.shapes import class_dim, class_scores, equal_but_for_ones
 from fastclip.tuner.training.stepping import EpochRecord, Indices, call
 
 REFERENCE_SAMPLES = 256
@@ -36,13 +36,15 @@ def untrained_loss(
         outputs of one sample.
 
     Raises:
-        ValueError: the loss of a regression broadcasts (n, 1) against (n,).
+        ValueError: outputs do not fit targets, or the loss of a regression broadcasts (n, 1) against (n,).
     """
     model.eval()
     some = rows[spread(len(rows), REFERENCE_SAMPLES)]
     with seeded(0, device):
         inputs, targets = data.batch(some, device, measured=True)
     outputs = call(model, inputs)
+    if data.is_classification:  # before a device is asked for a class that it has no score for
+        class_scores(outputs, targets, data.classes, last=loss is default_loss)
     own = float(loss(outputs, targets))
     if targets.is_floating_point():
         _check_broadcast(loss, outputs, targets, own)

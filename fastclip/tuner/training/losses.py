@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,10 +19,11 @@ LossFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 LABEL_PARAMETERS = ("label_smoothing", "class_weight")
 OF_PROBABILITIES = (F.binary_cross_entropy, nn.BCELoss)
+BINARY = (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss, *OF_PROBABILITIES)
 ELEMENTWISE = (
-    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits),
-    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss),
-    *OF_PROBABILITIES,
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss),
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss),
+    *BINARY,
 )
 
 
@@ -101,6 +102,19 @@ def prepare_loss(loss: LossFunction | None) -> LossFunction:
 def has_label_parameters(loss: LossFunction, data: TuningData) -> bool:
     """Return whether `label_smoothing` and `class_weight` act, which belong to cross-entropy."""
     return loss is default_loss and data.is_classification
+
+
+def with_meaning_of(loss: LossFunction, data: TuningData) -> TuningData:
+    """Return the data as a loss means it: which target does not count, and whether 0 and 1 are classes.
+
+    Torch's binary losses want classes as floating-point numbers, which are a regression otherwise.
+    """
+    data = replace(data, ignore_index=ignore_index_of(loss))
+    inner = getattr(loss, "loss", None)
+    is_binary = isinstance(loss, MatchedLoss) and (inner in BINARY or type(inner) in BINARY)
+    if is_binary and not data.is_classification and set(np.unique(data.labels).tolist()) <= {0.0, 1.0}:
+        return replace(data, targets=data.targets.long())
+    return data
 
 
 def ignore_index_of(loss: LossFunction) -> int:
