@@ -51,7 +51,7 @@ LAYERS = (
 TUNER_LAYERS = (
     ("cli",),
     ("config",),
-    ("cross_validation", "suggest"),
+    ("cross_validation", "suggest", "estimators"),
     ("tuner_cv",),
     ("predicting",),
     ("report", "progress"),

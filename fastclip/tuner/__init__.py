@@ -37,6 +37,7 @@ from fastclip.tuner.errors import (
     ResumeError,
     WarmupExplodedError,
 )
+from fastclip.tuner.estimators import TunerClassifier, TunerRegressor
 from fastclip.tuner.study.spaces import Choice, Float, Int, Space
 from fastclip.tuner.suggest import ClipRange, suggest_clip_range
 from fastclip.tuner.training.explosion import ExplosionRule, Verdict
@@ -62,6 +63,8 @@ __all__ = [
     "RouletteWheelSplit",
     "Space",
     "TunerCV",
+    "TunerClassifier",
+    "TunerRegressor",
     "Verdict",
     "WarmupExplodedError",
     "check_cv",

@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from fastclip.tuner.executors.base import Executor
-from fastclip.tuner.executors.choosing import make_executor
+from fastclip.tuner.executors.choosing import count_jobs, make_executor
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.probing import probe_context
@@ -69,6 +69,7 @@ def cross_validate(
         A fold that exploded has the worst value as its score, which the mean shows.
     """
     refuse_unguarded()
+    n_jobs = count_jobs(n_jobs)
     view = as_data(data, y, groups, caller="cross_validate", eval_data=eval_data)
     context = make_context(
         model_init,

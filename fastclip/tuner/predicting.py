@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.base import RegressorMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -39,13 +41,17 @@ class _Seen:
     classes: npt.NDArray[Any]
 
 
+def _is_no_regressor(predictor: Any) -> bool:
+    return not isinstance(predictor, RegressorMixin)
+
+
 class Predictor:
     """Predictions of `best_estimator_`, for a class that has fitted one.
 
     Attributes:
         best_estimator_: The module, in evaluation mode.
         classes_: What the classes are called; there for classes alone.
-        n_features_in_: Columns of X, where X was a table.
+        n_features_in_: Size of the second dimension of X, where there was one.
     """
 
     best_estimator_: nn.Module
@@ -53,47 +59,51 @@ class Predictor:
     n_features_in_: int
     devices: Any
 
-    def outputs(self, data: Any) -> torch.Tensor:
+    def outputs(self, X: Any) -> torch.Tensor:  # noqa: N803
         """Return what `best_estimator_` puts out for a Dataset, (X, y) or the inputs X alone."""
-        view = _inputs(data)
-        return predict(self._fitted_model(), view, np.arange(len(view)), self._device())
+        model, view = self._fitted_model(), self._new_data(X)
+        return predict(model, view, np.arange(len(view)), self._device())
 
-    def predict(self, data: Any) -> npt.NDArray[Any]:
+    def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """Return a class, by the name that it was given with, or a number for each target."""
-        outputs = self.outputs(data)
+        outputs = self.outputs(X)
         shape = self._target_shape(outputs)
         if not self._seen.is_classification:
             matches = equal_but_for_ones(outputs.shape, shape)
             return (outputs.reshape(shape) if matches else outputs).numpy()
-        logits = as_logits(outputs, self._objective.loss)
+        logits, names = as_logits(outputs, self._objective.loss), self._seen.label_names
         if equal_but_for_ones(outputs.shape, shape):
             numbers = (logits.reshape(shape) > 0).long()
         else:
             is_last = self._objective.loss is default_loss
             dim = class_dim(outputs.shape, shape, last=is_last)
-            numbers = logits.argmax(dim=dim if dim is not None else -1 if is_last else 1)
-        names = self._seen.label_names
+            dim = dim if dim is not None else -1 if is_last else 1
+            # Outputs beyond the named classes have no name.
+            known = logits if names is None else logits.narrow(dim, 0, len(names))
+            numbers = known.argmax(dim=dim)
         return numbers.numpy() if names is None else names[numbers.numpy()]
 
-    def predict_proba(self, data: Any) -> npt.NDArray[Any]:
+    @available_if(_is_no_regressor)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """Return the probabilities of the classes in the order of `classes_`, or of each of several labels.
 
         Raises:
             ValueError: targets are numbers, or a sample has more than one class.
         """
-        outputs = self.outputs(data)
+        outputs = self.outputs(X)
         if is_multi_label(outputs.shape, self._target_shape(outputs)):
             logits = as_logits(outputs, self._objective.loss)
             return logits.double().sigmoid().numpy()
         return self._classifier(outputs, "predict_proba").predict_proba()
 
-    def decision_function(self, data: Any) -> npt.NDArray[Any]:
+    @available_if(_is_no_regressor)  # type: ignore[untyped-decorator]
+    def decision_function(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """Return the scores of the classes; of two classes the difference, as scikit-learn has it.
 
         Raises:
             ValueError: targets are numbers, or a sample has more than one class.
         """
-        return self._classifier(self.outputs(data), "decision_function").decision_function()
+        return self._classifier(self.outputs(X), "decision_function").decision_function()
 
     def score(self, data: Any, y: Any = None) -> float:
         """Return the primary measure of `best_estimator_` on new data."""
@@ -102,7 +112,7 @@ class Predictor:
     def measures(self, data: Any, y: Any = None) -> dict[str, float]:
         """Return every measure of `best_estimator_` on new data: accuracy, loss, the recall of each class."""
         model = self._fitted_model()
-        view = as_data(data, y, caller="TunerCV.score").renamed(self._seen.label_names, "TunerCV.score")
+        view = self._new_pairs(data, y).renamed(self._seen.label_names, "TunerCV.score")
         view = with_meaning_of(self._objective.loss, view)
         return evaluate(model, view, np.arange(len(view)), self._objective, self._device())[0]
 
@@ -117,8 +127,18 @@ class Predictor:
             vars(self).pop(name, None)
         if data.is_classification:
             self.classes_ = np.asarray(data.class_names)
-        if data.inputs is not None and data.inputs.dim() == 2:
+        if data.inputs is not None and data.inputs.dim() >= 2:
             self.n_features_in_ = data.inputs.shape[1]
+
+    def _new_data(self, data: Any) -> TuningData:
+        """Return a view of new samples, with targets or without."""
+        if not isinstance(data, (Dataset, DataLoader, TuningData, tuple)):
+            data = (data, np.zeros(len(data), dtype=np.int64))
+        return as_data(data, caller="TunerCV.predict")
+
+    def _new_pairs(self, data: Any, y: Any) -> TuningData:
+        """Return a view of new samples with targets."""
+        return as_data(data, y, caller="TunerCV.score")
 
     def _classifier(self, outputs: torch.Tensor, name: str) -> HeldOutClassifier:
         if not self._seen.is_classification or self._seen.target_shape:
@@ -140,10 +160,3 @@ class Predictor:
 
     def _device(self) -> torch.device:
         return device_slots(self.devices, 1)[0]
-
-
-def _inputs(data: Any) -> TuningData:
-    """Return a view of new samples, with targets or without."""
-    if not isinstance(data, (Dataset, DataLoader, TuningData, tuple)):
-        data = (data, np.zeros(len(data), dtype=np.int64))
-    return as_data(data, caller="TunerCV.predict")

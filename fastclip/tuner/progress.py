@@ -10,7 +10,14 @@ from typing import TypeAlias
 import optuna
 from optuna.trial import FrozenTrial
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fastclip.tuner.study.records import finished_trials
 from fastclip.tuner.study.search import TrialCallback
@@ -34,14 +41,21 @@ def summary(study: optuna.Study) -> str:
 
 
 @contextmanager
-def progress(console: Console, n_trials: int | None) -> Iterator[TrialCallback]:
-    """Yield a callback for `TunerCV` that shows each finished trial."""
+def progress(console: Console | None = None, n_trials: int | None = None) -> Iterator[TrialCallback]:
+    """Yield a callback for `TunerCV` that shows each finished trial and, on a terminal, the time left."""
+    console = console or Console()
     if not console.is_terminal:
         yield lambda study, trial: console.print(
             f"{_line(trial)}  [{summary(study)}]", markup=False, soft_wrap=True
         )
         return
-    columns = (TextColumn("trials"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("trials"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
         task = bar.add_task("no score yet", total=n_trials)
 

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from fastclip.tuner.executors.base import device_slots
-from fastclip.tuner.executors.choosing import check_executor, make_executor
+from fastclip.tuner.executors.choosing import check_executor, count_jobs, make_executor
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.predicting import Predictor
 from fastclip.tuner.study import advice
@@ -25,7 +25,8 @@ from fastclip.tuner.study.refitting import check_refit_on, median_epochs, refit_
 from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
 from fastclip.tuner.study.search import Search, TrialCallback
 from fastclip.tuner.study.spaces import Space, SpaceLike
-from fastclip.tuner.study.storage import STALE_SECONDS
+from fastclip.tuner.study.storage import STALE_SECONDS, quiet_logging
+from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.losses import LossFunction
@@ -64,7 +65,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         loss: Function of (outputs, targets); cross-entropy, of class scores or of one logit, or mean squared
             error by default.
         pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
-        n_jobs: Folds trained at the same time, in spawned processes when above 1.
+        n_jobs: Folds trained at the same time, in spawned processes when above 1; -1 takes every core.
         executor: "auto", "inline", "processes" or "ray"; see `make_executor`.
         devices: One device per job, in turn.
         threads: torch's threads per fold. The same number for every n_jobs gives the same bits for every
@@ -79,6 +80,8 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         resume: Go on with the study in output_dir or storage.
         seed: Seed of everything.
         callbacks: Called with the study and each finished trial; `study.stop()` ends the search.
+        verbose: Show a bar with the trials, the best score and the time left, or a line per trial where there
+            is no terminal; needs the extra `cli`.
         return_train_score: Measure the model of each fold on its training part, too.
         study_attrs: User attributes for a new study.
 
@@ -130,6 +133,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[TrialCallback] = (),
         study_attrs: Mapping[str, Any] | None = None,
         return_train_score: bool = False,
+        verbose: bool | int = False,
     ) -> None:
         self.model_init = model_init
         self.space = space
@@ -160,6 +164,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         self.callbacks = callbacks
         self.study_attrs = study_attrs
         self.return_train_score = return_train_score
+        self.verbose = verbose
 
     def fit(self, data: Any, y: Any = None, groups: Any = None, *, eval_data: Any = None) -> TunerCV:
         """Search, and retrain with the best parameters.
@@ -211,12 +216,13 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             ValueError: an argument is out of range or unknown, or does not fit the data.
             TypeError: an argument has the wrong type.
         """
-        view = as_data(data, y, groups, caller="TunerCV.fit", eval_data=eval_data)
+        view = self._data(data, y, groups, eval_data)
         self._check_budget()
         make_pruner(self.pruner)
         check_refit_on(self.refit_on)
-        check_executor(self.executor, self.n_jobs)
-        device_slots(self.devices, self.n_jobs)
+        n_jobs = count_jobs(self.n_jobs)
+        check_executor(self.executor, n_jobs)
+        device_slots(self.devices, n_jobs)
         context = make_context(
             self.model_init,
             view,
@@ -230,7 +236,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             explosion=self.explosion,
             seed=self.seed,
             threads=self.threads,
-            n_jobs=self.n_jobs,
+            n_jobs=n_jobs,
             caller="TunerCV",
             return_train_score=self.return_train_score,
         )
@@ -262,6 +268,9 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
                 )
             path = self._output.report_path
         return write_report(StudyView(self.study_, self._output), path)
+
+    def _data(self, data: Any, y: Any, groups: Any, eval_data: Any) -> TuningData:
+        return as_data(data, y, groups, caller="TunerCV.fit", eval_data=eval_data)
 
     def _check_budget(self) -> None:
         space = Space(self.space)
@@ -300,6 +309,15 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         return opened
 
     def _run(self, context: FoldContext, opened: OpenedStudy) -> None:
+        if not self.verbose:
+            self._search(context, opened, self.callbacks)
+            return
+        from fastclip.tuner.progress import progress
+
+        with quiet_logging(), progress(n_trials=self.n_trials) as show:
+            self._search(context, opened, [*self.callbacks, show])
+
+    def _search(self, context: FoldContext, opened: OpenedStudy, callbacks: Sequence[TrialCallback]) -> None:
         search = Search(
             study=opened.study,
             space=Space(self.space),
@@ -311,12 +329,12 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             is_shared=opened.is_shared,
             salt=0 if opened.is_new else secrets.randbits(32) * opened.is_shared,
             output=opened.output,
-            callbacks=self.callbacks,
+            callbacks=callbacks,
         )
         executor = make_executor(
             self.executor,
             context,
-            n_jobs=self.n_jobs,
+            n_jobs=count_jobs(self.n_jobs),
             devices=self.devices,
             on_epoch=search.on_epoch if search.has_pruner else None,
             hang_timeout=self.hang_timeout,

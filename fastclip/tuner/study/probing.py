@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -14,6 +13,7 @@ from optuna.trial import FixedTrial
 from torch import nn
 
 from fastclip.tuner.study.spaces import Choice, Space
+from fastclip.tuner.study.storage import quiet_logging
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.losses import has_label_parameters
 from fastclip.tuner.training.parameters import KNOWN, SOMETIMES_READ, RecordingDict, read_by_loop
@@ -100,7 +100,7 @@ def points(space: Space, seed: int) -> Iterator[dict[str, Any]]:
         for name, dimension in space.dimensions():
             for option in dimension.options[1:] if isinstance(dimension, Choice) else ():
                 yield space.sample(FixedTrial({**lowest, name: option}))
-    with _quiet():
+    with quiet_logging():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for _ in range(RANDOM_DRAWS):
         yield space.sample(study.ask())
@@ -150,13 +150,3 @@ def _refusal(name: str, asked: set[str], space: Space, caller: str) -> str:
         f"{caller}: parameter {name!r} is read by nobody, neither model_init nor the training loop; expected "
         f"one that acts.{hint}"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -33,6 +33,17 @@ def quiet_optuna() -> Iterator[None]:
 
 
 @contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Leave out the lines that Optuna logs about each study and trial."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@contextmanager
 def stoppable(study: optuna.Study) -> Iterator[Callable[[], bool]]:
     """Let `study.stop()` be called inside the block, as in `Study.optimize`; yield whether it was.
 

@@ -137,7 +137,8 @@ class TuningData:
         unknown = np.setdiff1d(self.label_names, label_names)
         if len(unknown):
             raise ValueError(
-                f"{caller}: y has the class {str(unknown[0])!r}; expected one of {', '.join(label_names)}."
+                f"{caller}: y has the class {unknown.tolist()[0]!r}; expected one of "
+                f"{', '.join(map(str, label_names))}."
             )
         numbers = torch.from_numpy(np.searchsorted(label_names, self.label_names))
         return replace(self, targets=numbers[self.targets], label_names=label_names)

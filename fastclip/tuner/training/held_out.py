@@ -25,13 +25,17 @@ class HeldOutClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any = None) -> npt.NDArray[Any]:  # noqa: N803
         """Return probabilities in float64: rows of float32 ones sum to 1 too roughly for some scorers."""
         del X
-        return self.outputs.double().softmax(dim=-1).numpy()[:, self.classes_]
+        return self._scores().softmax(dim=-1).numpy()
 
     def decision_function(self, X: Any = None) -> npt.NDArray[Any]:  # noqa: N803
         """Return the scores of the classes, of two of them the difference."""
         del X
-        scores = self.outputs[:, self.classes_].numpy()
+        scores = self._scores().numpy()
         return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def _scores(self) -> torch.Tensor:
+        """Return the scores of the classes that occur: a network may have more outputs."""
+        return self.outputs[:, self.classes_].double()
 
 
 class HeldOutLabels(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
