@@ -11,7 +11,7 @@ import tuner_cases as cases
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
-from fastclip.tuner import TunerCV, cross_validate
+from fastclip.tuner import TunerCV, cross_validate, nested_cv
 from fastclip.tuner.data import as_data
 from fastclip.tuner.training.losses import default_loss
 from fastclip.tuner.training.metrics import measure_batches
@@ -134,6 +134,12 @@ class TestEvaluation:
             for options in ({}, {"eval_data": Samples(pair)})
         ]  # fmt: skip
         assert losses[0] == losses[1]
+
+    def test_nested_searches_measure_without_augmentation(self) -> None:
+        options = {"space": {"lr": 0.1}, "outer_cv": 2, "cv": 2, "n_trials": 1, "max_epochs": 5}
+        result = nested_cv(cases.mlp, data=Samples(augmented), eval_data=Samples(pair), **options)
+        noisy = nested_cv(cases.mlp, data=Samples(augmented), **options)
+        assert result["test_score"].mean() != noisy["test_score"].mean()
 
     def test_data_of_other_samples_is_refused(self) -> None:
         for other in (Samples(pair, 59), Samples(lambda row: (X[row], 0))):

@@ -115,6 +115,9 @@ class TestUnreadParameters:
             (lambda p: (lambda **k: k)(**p), {"a", "b"}),
             (lambda p: list(p.items()), {"a", "b"}),
             (lambda p: p.copy(), {"a", "b"}),
+            (lambda p: p | {"c": 1}, {"a", "b"}),
+            (lambda p: {"c": 1} | p, {"a", "b"}),
+            (lambda p: copy.deepcopy(p), {"a", "b"}),
             (lambda p: repr(p), set()),
             (lambda p: p.get("c"), set()),
         ],
@@ -123,6 +126,19 @@ class TestUnreadParameters:
         params = RecordingDict({"a": 1, "b": 2})
         use(params)
         assert params.read == read
+
+    def test_a_model_that_keeps_its_parameters_may_read_them_later(self) -> None:
+        class Scaled(nn.Module):
+            def __init__(self, params: dict[str, Any]) -> None:
+                super().__init__()
+                self.config = {"all": params}
+                self.layer = nn.Linear(4, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.layer(x) * self.config["all"]["scale"]
+
+        space = {"lr": 0.1, "scale": [1.0, 2.0]}
+        assert tuner(Scaled, space, refit=False, n_trials=2).fit(cases.blobs()).best_score_ > 0
 
     def test_the_callers_randomness_is_untouched(self) -> None:
         torch.manual_seed(3)

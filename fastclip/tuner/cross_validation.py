@@ -110,6 +110,7 @@ def nested_cv(
     *,
     outer_cv: Any = 5,
     seed: int = 0,
+    eval_data: Any = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Estimate what a search will reach on new data: a whole search inside each outer fold.
@@ -125,6 +126,7 @@ def nested_cv(
         groups: Group labels for splitters that want them.
         outer_cv: The outer splits, as `cv`.
         seed: Seed of the splits and of every search.
+        eval_data: The same Dataset as it is measured, without augmentation.
         options: Keyword arguments of `TunerCV`, `cv` being the inner splits.
 
     Returns:
@@ -136,7 +138,7 @@ def nested_cv(
             raise ValueError(
                 f"nested_cv: {name}={options[name]!r}; expected it left out, each outer fold searches anew."
             )
-    view = as_data(data, y, groups, caller="nested_cv")
+    view = as_data(data, y, groups, caller="nested_cv", eval_data=eval_data)
     tuners, scores = [], []
     for train, test in make_splits(outer_cv, view, seed):
         tuner = TunerCV(model_init, space, seed=seed, **options).fit(view.subset(train))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastclip.tuner.training.losses import has_label_parameters
 from fastclip.tuner.training.parameters import KNOWN, SOMETIMES_READ, RecordingDict, read_by_loop
 from fastclip.tuner.training.seeding import seeded
 
+UNSHARED = 2  # references to an object that one variable holds: the variable and the question
 RANDOM_DRAWS = 16
 ALIASES = {
     **{"learning_rate": "lr", "eta": "lr", "wd": "weight_decay", "epochs": "max_epochs of the search"},
@@ -67,6 +69,8 @@ def probe(
             return description
         if not isinstance(model, nn.Module):
             return description
+        if sys.getrefcount(recorded) > UNSHARED:  # the model has kept it, and may read it later
+            recorded.note_all()
         if again is not None:
             _check_new(model, again, caller)
             description = re.sub(r"0x[0-9a-f]+", "", str(model))

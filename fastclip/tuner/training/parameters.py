@@ -91,9 +91,21 @@ class RecordingDict(dict[str, Any]):
         self.read |= super().keys()
         return super().items()
 
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return a plain dict with the values of another one added."""
+        return {**dict(self.items()), **other}
+
+    def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return a plain dict with these values added to another one."""
+        return {**other, **dict(self.items())}
+
     def copy(self) -> dict[str, Any]:
         """Return a plain dict."""
         return dict(self.items())
+
+    def note_all(self) -> None:
+        """Count everything as read."""
+        self.read |= super().keys()
 
     def _note(self, key: str) -> None:
         (self.read if super().__contains__(key) else self.missing).add(key)
