@@ -52,6 +52,10 @@ class TestUnreadParameters:
         assert f"parameter {name!r} is read by nobody" in message
         assert message.endswith(f"Did you mean {meant}?")
 
+    def test_name_that_the_model_misses_is_proposed_before_its_own(self) -> None:
+        message = refused({"widht": Int(2, 4)}, lambda params: nn.Linear(4, params["width"]))
+        assert message.endswith("Did you mean width?")
+
     @pytest.mark.parametrize(
         ("space", "message"),
         [

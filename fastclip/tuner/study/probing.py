@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import optuna
@@ -66,6 +66,10 @@ def probe(
                 model: Any = model_init(recorded)
                 again = model_init(dict(params)) if unread is None else None
         except Exception:  # the user's model may raise anything
+            strange = set(params) - recorded.read - KNOWN
+            misspelt = [name for name in sorted(strange) if _closest(name, recorded.missing)]
+            if misspelt:
+                raise ValueError(_refusal(misspelt[0], recorded.missing, space, caller)) from None
             return description
         if not isinstance(model, nn.Module):
             return description
@@ -135,6 +139,10 @@ def _trained_memory(model: nn.Module) -> dict[int, str]:
     }
 
 
+def _closest(name: str, names: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1)), None)
+
+
 def _refusal(name: str, asked: set[str], space: Space, caller: str) -> str:
     if name in SOMETIMES_READ:
         return (
@@ -148,7 +156,7 @@ def _refusal(name: str, asked: set[str], space: Space, caller: str) -> str:
             f"{caller}: parameter {name!r} acts in no trial: the optimizer {shown!r} does not take it, and "
             "model_init does not read it; expected it left out, or another optimizer."
         )
-    close = ALIASES.get(name) or next(iter(difflib.get_close_matches(name, sorted(KNOWN | asked), n=1)), None)
+    close = ALIASES.get(name) or _closest(name, asked) or _closest(name, KNOWN)
     hint = f" Did you mean {close}?" if close else ""
     return (
         f"{caller}: parameter {name!r} is read by nobody, neither model_init nor the training loop; expected "
