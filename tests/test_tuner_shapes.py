@@ -132,6 +132,19 @@ class TestIgnoreIndex:
         assert result["mean_test_score"] == 1.0
         assert result["status"].tolist() == ["ok"] * 2
 
+    def test_one_logit_for_each_position_leaves_it_out(self) -> None:
+        logits, targets = seeded(8, 5), torch.arange(40).reshape(8, 5) % 2
+        targets[:, 3:] = -100
+        values = measure(logits, targets, default_loss, ACCURACY, np.arange(2))
+        counted = targets != -100
+        expected = F.binary_cross_entropy_with_logits(logits[counted], targets[counted].float())
+        assert values["loss"] == pytest.approx(expected.item())
+        assert values["accuracy"] == accuracy_score(targets[counted], logits[counted] > 0)
+        with pytest.raises(
+            ValueError, match="y holds -100, and BCEWithLogitsLoss would take it for a target"
+        ):
+            cross_validate(lambda p: nn.Linear(5, 5), {}, logits, targets, loss=nn.BCEWithLogitsLoss())
+
     def test_class_without_a_score_is_found_before_training(self) -> None:
         images, masks = seeded(12, 1, 2, 2), torch.arange(48).reshape(12, 2, 2) % 2
         masks[:, 0, 0] = 255

@@ -67,6 +67,11 @@ class TuningData:
             return np.empty(0)
         return np.setdiff1d(self.labels, [self.ignore_index])
 
+    @cached_property
+    def has_ignored(self) -> bool:
+        """Whether some targets do not count."""
+        return self.is_classification and bool((self.targets == self.ignore_index).any())
+
     @property
     def class_names(self) -> list[Any]:
         """What the classes are called, in the order of `classes`."""

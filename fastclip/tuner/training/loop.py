@@ -166,8 +166,9 @@ def evaluate(
     if len({(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}) == 1:
         outputs, targets = zip(*batches, strict=True)
         batches = [(torch.cat(outputs), torch.cat(targets))]
+    ignore_index = data.ignore_index if data.has_ignored else None
     return measure_batches(
-        batches, objective.loss, objective.scoring, data.classes, data.class_names, data.ignore_index
+        batches, objective.loss, objective.scoring, data.classes, data.class_names, ignore_index
     )
 
 

@@ -108,10 +108,18 @@ def with_meaning_of(loss: LossFunction, data: TuningData) -> TuningData:
     """Return the data as a loss means it: which target does not count, and whether 0 and 1 are classes.
 
     Torch's binary losses want classes as floating-point numbers, which are a regression otherwise.
+
+    Raises:
+        ValueError: the loss would count a target that is to be ignored.
     """
     data = replace(data, ignore_index=ignore_index_of(loss))
     inner = getattr(loss, "loss", None)
     is_binary = isinstance(loss, MatchedLoss) and (inner in BINARY or type(inner) in BINARY)
+    if is_binary and data.has_ignored:
+        raise ValueError(
+            f"with_meaning_of: y holds {data.ignore_index}, and {_name(inner)} would take it for a target; "
+            "expected 0 and 1. The default loss leaves it out."
+        )
     if is_binary and not data.is_classification and set(np.unique(data.labels).tolist()) <= {0.0, 1.0}:
         return replace(data, targets=data.targets.long())
     return data

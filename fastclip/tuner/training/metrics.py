@@ -31,7 +31,8 @@ def measure(
     classes: npt.NDArray[Any],
 ) -> dict[str, float]:
     """Return every metric of held-out outputs; see `measure_batches`."""
-    return measure_batches([(outputs, targets)], loss, scoring, classes)[0]
+    ignore_index = IGNORED if bool((targets == IGNORED).any()) else None
+    return measure_batches([(outputs, targets)], loss, scoring, classes, None, ignore_index)[0]
 
 
 def measure_batches(
@@ -40,7 +41,7 @@ def measure_batches(
     scoring: Scoring,
     classes: npt.NDArray[Any],
     names: Sequence[Any] | None = None,
-    ignore_index: int = IGNORED,
+    ignore_index: int | None = None,
 ) -> tuple[dict[str, float], list[list[int]] | None]:
     """Return every metric of held-out outputs.
 
@@ -51,10 +52,10 @@ def measure_batches(
         scoring: The measures asked for; `loss`, `accuracy`, `recall_macro` and `recall_<class>` (`loss` and
             `rmse` for a regression) are there in any case. Where a sample has several labels `accuracy` is
             the share of samples with all of them right, as scikit-learn has it, `label_accuracy` the share of
-            labels, and `recall_<column>` belongs to a label.
+            labels, and `recall_<column>` belongs to a label. Where some do not count they are positions.
         classes: The classes in ascending order; empty for a regression.
         names: What the classes are called.
-        ignore_index: Target that does not count.
+        ignore_index: Target that does not count, or None where every target of the data counts.
 
     Returns:
         The metrics; and the confusion matrix, a row for each true class, where there is one label for each
@@ -63,9 +64,8 @@ def measure_batches(
     Raises:
         ValueError: The outputs do not fit the targets; the message names both shapes.
     """
-    counted = [
-        int((targets != ignore_index).sum()) if len(classes) else len(targets) for _, targets in batches
-    ]
+    masks = [_is_counted(targets, ignore_index) for _, targets in batches]
+    counted = [int(mask.sum()) for mask in masks]
     if not sum(counted):
         raise ValueError(f"measure: every target is {ignore_index}, which does not count; expected some.")
     values = {"loss": _mean_loss(batches, counted, loss)}
@@ -75,15 +75,15 @@ def measure_batches(
         outputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         estimator, labels = HeldOutRegressor(matched(outputs, targets, "measure")), targets.numpy()
         values["rmse"] = float(np.sqrt(np.mean(np.square(estimator.predict() - labels))))
-    elif is_multi_label(batches[0][0].shape, batches[0][1].shape) and set(classes.tolist()) <= {0, 1}:
-        logits, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    elif ignore_index is None and _has_labels(batches, classes):
+        logits, targets = batches[0]
         labels = targets.numpy()
         estimator = HeldOutLabels(matched(as_logits(logits, loss), targets, "measure"))
         values |= _label_metrics(estimator.predict(), labels)
     else:
         rows = [class_scores(as_logits(o, loss), t, classes, last=loss is default_loss) for o, t in batches]
         flat = torch.cat([targets.reshape(-1) for _, targets in batches])
-        is_counted = flat != ignore_index
+        is_counted = torch.cat([mask.reshape(-1) for mask in masks])
         labels = flat[is_counted].numpy()
         estimator = HeldOutClassifier(torch.cat(rows)[is_counted], classes)
         predicted = estimator.predict()
@@ -91,6 +91,16 @@ def measure_batches(
         if len(classes) <= MAX_CONFUSION:
             confusion = confusion_matrix(labels, predicted, labels=classes).tolist()
     return values | _scores(scoring, estimator, labels), confusion
+
+
+def _has_labels(batches: Sequence[Batch], classes: npt.NDArray[Any]) -> bool:
+    outputs, targets = batches[0]
+    fits = len(batches) == 1 and is_multi_label(outputs.shape, targets.shape)
+    return fits and set(classes.tolist()) <= {0, 1}
+
+
+def _is_counted(targets: torch.Tensor, ignore_index: int | None) -> torch.Tensor:
+    return torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
 
 
 def _mean_loss(batches: Sequence[Batch], counted: Sequence[int], loss: LossFunction) -> float:
