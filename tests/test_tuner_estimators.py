@@ -25,7 +25,7 @@ from fastclip.tuner import TunerClassifier, TunerCV, TunerRegressor
 from fastclip.tuner.executors.choosing import count_jobs
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-SHORT: dict[str, Any] = {"sampler": "random", "n_trials": 1, "cv": 0.3, "max_epochs": 20}
+SHORT: dict[str, Any] = {"sampler": "random", "n_trials": 1, "cv": 0.3, "max_epochs": 8}
 EXPECTED_FAILURES = {
     "check_estimators_nan_inf": "fit names the row and the column of a value that is not finite, in other "
     "words than scikit-learn's",
@@ -48,11 +48,11 @@ def one_number(params: dict[str, Any]) -> nn.Module:
 
 
 def classifier(**options: Any) -> TunerClassifier:
-    return TunerClassifier(five_scores, {"lr": 0.1, "max_norm": 1.0}, **{**SHORT, **options})
+    return TunerClassifier(five_scores, {"lr": 0.5, "max_norm": 1.0}, **{**SHORT, **options})
 
 
 def regressor(**options: Any) -> TunerRegressor:
-    return TunerRegressor(one_number, {"lr": 0.01, "optimizer": "adam"}, **{**SHORT, **options})
+    return TunerRegressor(one_number, {"lr": 0.02, "optimizer": "adam"}, **{**SHORT, **options})
 
 
 @pytest.mark.parametrize("make", [classifier, regressor])
