@@ -87,6 +87,12 @@ class Strategy(ABC):
     def __init__(self) -> None:
         """Start from nothing."""
         self._state: dict[str, Tensor] = {}
+        self._last: Decision | None = None
+
+    @property
+    def last(self) -> Decision | None:
+        """Return what the latest `clip_grad_norm_` decided; None before the first."""
+        return self._last
 
     @abstractmethod
     def decide(self, gradients: Gradients) -> Decision:
@@ -174,7 +180,7 @@ class Strategy(ABC):
         else:
             return torch.tensor(0.0)
         named = None if names is None else [names[i] for i in at]
-        decision = self.decide(Gradients(params, norm, float(norm_type), named, shards=spread))
+        decision = self._last = self.decide(Gradients(params, norm, float(norm_type), named, shards=spread))
         keep = ~norm.isfinite()
         if decision.outlier is not None:
             keep = keep | decision.outlier

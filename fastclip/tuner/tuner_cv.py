@@ -49,7 +49,8 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             they are. The training loop reads `lr`, `max_norm` (None: no clipping), `norm_type`, `optimizer`
             and every argument of it, `l1`, `l2`, `dropout`, `init`, `init_gain`, `batch_size`, `scheduler`,
             and with the default loss of classes `label_smoothing` and `class_weight`; `lr_x_max_norm` stands
-            for lr * max_norm. A parameter that neither it nor model_init reads is an error.
+            for lr * max_norm, and `strategy`, a name in `fastclip.strategies` with settings `strategy__k`
+            and such, in the place of max_norm. A parameter that neither it nor model_init reads is an error.
         sampler: "grid", "random", "tpe", "gp", an Optuna sampler, or an Optuna study to search in.
         cv: Folds, a test share, a scikit-learn splitter, or index pairs; see `check_cv`.
         scoring: What is measured; see `check_scoring`.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastclip.tuner.training.clipping import ALL_SETTINGS, strategy_settings
 from fastclip.tuner.training.losses import LABEL_PARAMETERS
 from fastclip.tuner.training.optimisers import ALL_ARGUMENTS, optimizer_arguments
 from fastclip.tuner.training.regularisation import set_dropout
@@ -17,6 +18,7 @@ ALWAYS_READ = frozenset(
         "lr_x_max_norm",
         "max_norm",
         "norm_type",
+        "strategy",
         "optimizer",
         "l1",
         "l2",
@@ -30,7 +32,7 @@ SOMETIMES_READ = {
     "dropout": "the model has no dropout to set",
     **dict.fromkeys(LABEL_PARAMETERS, "it belongs to cross-entropy, the default loss of classes"),
 }
-KNOWN = ALWAYS_READ | SOMETIMES_READ.keys() | ALL_ARGUMENTS
+KNOWN = ALWAYS_READ | SOMETIMES_READ.keys() | ALL_ARGUMENTS | ALL_SETTINGS
 
 
 class RecordingDict(dict[str, Any]):
@@ -124,6 +126,10 @@ def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, label_parameter
         names |= optimizer_arguments(params.get("optimizer", "sgd"))
     except ValueError:  # the first fold will say that it is unknown
         names |= ALL_ARGUMENTS
+    try:
+        names |= strategy_settings(params)
+    except ValueError:
+        names |= ALL_SETTINGS
     if (params.get("init") or "default") != "default":
         names.add("init_gain")
     if params.get("dropout") is None or set_dropout(model, float(params["dropout"])):

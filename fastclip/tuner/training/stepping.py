@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-import fastclip
+from fastclip.tuner.training.clipping import Clipper
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule, ExplosionWatch
 from fastclip.tuner.training.losses import LossFunction
@@ -65,11 +65,6 @@ class TrainingRun:
         return self.clipped_steps / self.steps if self.steps else 0.0
 
 
-def clip(parameters: list[nn.Parameter], max_norm: float | None, norm_type: float) -> torch.Tensor:
-    """Clip the gradients to max_norm and return their norm before; only measure it when max_norm is None."""
-    return fastclip.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm, norm_type)
-
-
 def call(model: nn.Module, inputs: Any) -> torch.Tensor:
     """Run a model on a tensor, a tuple of arguments or a dict of keyword arguments."""
     if type(inputs) is tuple:  # a packed sequence is one argument
@@ -82,7 +77,7 @@ def call(model: nn.Module, inputs: Any) -> torch.Tensor:
 class Stepper:
     """Takes the steps of one training run and keeps its record.
 
-    Reads from params: `lr`, `max_norm`, `norm_type`, `l1`, `l2`, `scheduler`, `optimizer` and its arguments.
+    Reads from params: `lr`, `l1`, `l2`, `scheduler`, `optimizer` and its arguments, and what `Clipper` reads.
 
     Args:
         model: Changed in place.
@@ -110,14 +105,13 @@ class Stepper:
         self.run = TrainingRun(planned_steps)
         self.optimizer = make_optimizer(model, params)
         self.scheduler = make_scheduler(self.optimizer, params.get("scheduler"), planned_steps)
-        self.max_norm = None if params.get("max_norm") is None else float(params["max_norm"])
-        self.norm_type = float(params.get("norm_type", 2.0))
         self.l1, self.l2 = float(params.get("l1", 0.0)), float(params.get("l2", 0.0))
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.clipper = Clipper(params, [p for p in model.parameters() if p.requires_grad])
         self.watch = ExplosionWatch(rule, reference)
         self.every = rule.every
         self._pending: list[torch.Tensor] = []
         self._losses: list[float] = []
+        self._clipped: list[bool] = []
         self.norms: list[float] = []
 
     def step(self, inputs: Any, targets: torch.Tensor) -> None:
@@ -126,12 +120,14 @@ class Stepper:
         loss = self.loss(call(self.model, inputs), targets)
         regularised = penalty(self.model, self.l1, self.l2)
         (loss if regularised is None else loss + regularised).backward()  # type: ignore[no-untyped-call]
-        norm = clip(self.parameters, self.max_norm, self.norm_type)
-        self._pending.append(torch.stack((loss.detach().double(), norm.to(loss.device).double())))
+        norm, clipped, is_outlier = self.clipper.clip()
+        told = (loss.detach(), norm, clipped)
+        self._pending.append(torch.stack([value.to(loss.device, torch.float64) for value in told]))
         if len(self._pending) >= self.every:
             self.flush()
         if self.run.explosion is None:
-            self.optimizer.step()
+            if not is_outlier:
+                self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
 
@@ -140,7 +136,7 @@ class Stepper:
         pending, self._pending = self._pending, []
         if not pending or self.run.explosion is not None:
             return
-        for loss, norm in torch.stack(pending).tolist():
+        for loss, norm, clipped in torch.stack(pending).tolist():
             reason = self.watch.look(loss, norm)
             if reason is not None:
                 self.run.explosion = self._describe(reason, loss, norm)
@@ -148,21 +144,22 @@ class Stepper:
             self.run.steps += 1
             self._losses.append(loss)
             self.norms.append(norm)
-            self.run.clipped_steps += self.max_norm is not None and norm > self.max_norm
+            self._clipped.append(bool(clipped))
+            self.run.clipped_steps += bool(clipped)
             if norm > 0:
                 key = math.floor(NORM_BINS_PER_DECADE * math.log10(norm))
                 self.run.norm_counts[key] = self.run.norm_counts.get(key, 0) + 1
 
     def end_epoch(self) -> dict[str, float]:
         """Return the record of the epoch's training part and start the next."""
-        losses, norms = np.asarray(self._losses), np.asarray(self.norms)
-        self._losses, self.norms = [], []
+        losses, norms, clipped = np.asarray(self._losses), np.asarray(self.norms), np.asarray(self._clipped)
+        self._losses, self.norms, self._clipped = [], [], []
         return {
             "train_loss": float(losses.mean()),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
             "grad_norm_median": float(np.median(norms)),
             "grad_norm_max": float(norms.max()),
-            "clip_fraction": 0.0 if self.max_norm is None else float((norms > self.max_norm).mean()),
+            "clip_fraction": float(clipped.mean()),
         }
 
     def _describe(self, reason: str, loss: float, norm: float) -> dict[str, Any]:
