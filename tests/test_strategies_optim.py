@@ -161,6 +161,39 @@ def test_a_resumed_run_has_the_same_bits(name: str, how: str) -> None:
     assert handle.stats().steps == 25
 
 
+@needs_emulation
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_run_on_a_device_is_resumed_with_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_library.take_steps_of_the_cpu(monkeypatch)
+    params, others = cases.parameters(), cases.parameters()
+    clipped = ClippedOptimizer(AdamW(params, lr=1e-2), STRATEGIES[name](), fused=True)
+    train(clipped, params, range(15), bad=11)
+    saved = copy.deepcopy(clipped.state_dict())
+    with torch.no_grad():
+        for other, param in zip(others, params, strict=True):
+            other.copy_(param)
+    resumed = ClippedOptimizer(AdamW(others, lr=1e-2), STRATEGIES[name](), fused=True)
+    resumed.load_state_dict(saved)
+    told = [train(c, p, range(15, 22)) for c, p in ((clipped, params), (resumed, others))]
+    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(params, others, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["median_mad", "zscore", "per_tensor", "ema"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.float64])
+def test_gradients_of_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    param = nn.Parameter(torch.zeros(4, dtype=dtype))
+    clipped = ClippedOptimizer(SGD([param], lr=1.0), STRATEGIES[name]())
+    for step in range(8):
+        param.grad = torch.full((4,), 1000.0 if step == 7 else 1.0, dtype=dtype)
+        before = param.detach().clone()
+        clipped.step()
+    assert clipped.last is not None
+    assert float(clipped.last.total_norm) == pytest.approx(2000.0)
+    assert clipped.last.total_norm.dtype == (torch.float32 if dtype == torch.complex64 else torch.float64)
+    assert float((param.detach() - before).norm()) < 10.0
+
+
 def test_a_checkpoint_of_another_strategy_is_refused_and_changes_nothing() -> None:
     params = cases.parameters()
     clipped = ClippedOptimizer(AdamW(params, lr=1e-2), strategies.MedianMAD(window=8, warmup=2))

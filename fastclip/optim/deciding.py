@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
-from fastclip.backends.eager import clip_coefficient, combined, wide_dtype
+from fastclip.backends.eager import clip_coefficient, combined, returned_dtype, wide_dtype
 from fastclip.distributed import Shards
 from fastclip.optim.gradients import Decided, dense_values, over_ranks, over_ranks_of, parameters
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome
@@ -88,10 +88,11 @@ def decide(
         _measured(function, clipper, settings, amp, whole if len(every) == 1 else None) for clipper in every
     ]
     outcome, coefs, may_skip = _decided(measured, settings, amp, optimizer)
-    dtypes = {dtype for m in measured for dtype in m.dtypes}
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    dtype = torch.float32
     if whole is not None:
         dtype = whole.plan.dtype
+    elif any(m.is_float64 for m in measured):
+        dtype = torch.float64
     outcome = Outcome(
         outcome.total_norm.to(dtype), outcome.clip_coef.to(dtype), outcome.skipped, outcome.threshold
     )
@@ -125,12 +126,19 @@ def _foreseen(strategy: Strategy, optimizer: Optimizer) -> float | Tensor | None
 
 @dataclass(frozen=True)
 class _Measured:
-    """The gradients of a clipper, and how often a scaler found inf on the ranks that reduced."""
+    """The gradients of a clipper, and what is known of them.
+
+    Attributes:
+        max_norm: Of the clipper.
+        gradients: Its own.
+        found: How often a scaler found inf, on the ranks that reduced; None if none looked.
+        is_float64: Whether their norm is returned in float64.
+    """
 
     max_norm: MaxNorm
     gradients: Gradients
     found: Tensor | None
-    dtypes: set[torch.dtype]
+    is_float64: bool
 
 
 def _measured(
@@ -138,13 +146,14 @@ def _measured(
 ) -> _Measured:
     spread = whole or over_ranks_of(function, clipper.params, settings)
     present = [p for p in clipper.params if p.grad is not None]
-    found, dtypes = None, set()
+    found, is_float64 = None, False
     if spread is not None:
         norm, found = spread.total_norm(settings.norm_type, amp.found_inf)
     elif present:
         grads = dense_values(present)
-        dtypes = {grad.dtype for grad in grads}
-        norm = backends.run("total_norm", grads, settings.norm_type, wide_dtype(grads[0]))
+        is_float64 = returned_dtype(grads) == torch.float64
+        wide = wide_dtype(grads[0])
+        norm = backends.run("total_norm", grads, settings.norm_type, wide).to(wide)
     else:
         norm = torch.zeros((), dtype=torch.float64, device="cpu")
     if amp.grad_scale is not None:
@@ -155,7 +164,7 @@ def _measured(
     if names is not None:
         names = [name for name, p in zip(names, clipper.params, strict=True) if p.grad is not None]
     gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread)
-    return _Measured(clipper.max_norm, gradients, found, dtypes)
+    return _Measured(clipper.max_norm, gradients, found, is_float64)
 
 
 def _decided(
@@ -170,11 +179,11 @@ def _decided(
     for m in measured:
         if m.found is not None:
             skipped = skipped | (m.found.to(home.device) != 0)
-    is_seen = len(measured) == 1 and measured[0].found is None
+    is_alone = len(measured) == 1 and measured[0].found is None
     may_skip = settings.skips or amp.found_inf is not None
     decisions = []
     for m in measured:
-        if not is_seen:  # what a scaler or another group leaves out is nothing to learn from
+        if not is_alone:  # what a scaler or another group leaves out is nothing to learn from
             m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
         decision = _decision(m)
         decisions.append(decision)
