@@ -723,3 +723,14 @@ def strategies_on_ranks(name: str) -> dict[str, Any]:
         for p, q in zip(model.parameters(), expected.parameters(), strict=True)
     )
     return {"far": far, "thresholds": thresholds, "skipped": skipped, "route": optimizer.route}
+
+
+def constants_made(name: str) -> int:
+    """How many numbers a second clip of the same layouts copies anew."""
+    from fastclip.distributed.payload import constant
+
+    made, options, _ = layout(name, whole(0, torch.float32))
+    fastclip.clip_grad_norm_(made, 1e9, **options)
+    before = constant.cache_info().misses
+    fastclip.clip_grad_norm_(made, 1e9, **options)
+    return constant.cache_info().misses - before

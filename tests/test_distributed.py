@@ -12,6 +12,7 @@ import torch
 from distributed_cases import (
     ON_FOUR,
     ON_TWO,
+    constants_made,
     counted_zero,
     measure,
     nonfinite_everywhere,
@@ -237,3 +238,8 @@ print(plans[0] is plans[1], plans[1] is plans[2])
 def test_patch_torch_refuses_another_group_meanwhile() -> None:
     with fastclip.patch_torch(), pytest.raises(RuntimeError, match="another group or mesh"):
         fastclip.patch_torch(group=object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["shard", "mixed"])
+def test_a_second_clip_copies_no_number_from_the_host(name: str) -> None:
+    assert ranks(2).run(constants_made, name) == [0, 0]

@@ -9,6 +9,7 @@ magnitude, a flag for nan, which a reduction by MAX may drop, and the count.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -21,6 +22,12 @@ LARGEST_P = 4.0
 
 # log2 of the largest power that a slot holds: 2^123 of them can be added up.
 _SLOT_EXPONENT = 900.0
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor that nobody may change, copied to a device once and not in every step."""
+    return torch.tensor(values, dtype=dtype, device="cpu").to(device)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Encoding:
         nonfinite = torch.where(finite | (weights == 0), 0.0, norms).sum().reshape(1)
         if len(self.scales) == 1:
             return torch.cat(((kept**self.p * weights).sum().reshape(1), nonfinite, count))
-        scales = norms.new_tensor(self.scales)
+        scales = constant(self.scales, norms.dtype, norms.device)
         width = self.scales[1] - self.scales[0]
         slot = (kept.log2() / width).round().clamp(-(len(self.scales) // 2), len(self.scales) // 2)
         # In halves: a scale itself can be out of range where the product is not.
@@ -137,7 +144,7 @@ class Encoding:
         norms = sums.sqrt() if self.p == 2 else sums ** (1 / self.p)
         if len(self.scales) == 1:
             return norms[0] + nonfinite
-        half = torch.exp2(payload.new_tensor(self.scales) / 2)
+        half = torch.exp2(constant(self.scales, payload.dtype, payload.device) / 2)
         norms = norms * half * half
         largest = norms.max()
         divisor = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)

@@ -17,7 +17,7 @@ from fastclip.backends import cpu
 from fastclip.backends.base import measures_only
 from fastclip.distributed import marks
 from fastclip.distributed.marks import Ranks
-from fastclip.distributed.payload import LARGEST_P, Encoding
+from fastclip.distributed.payload import LARGEST_P, Encoding, constant
 from fastclip.distributed.plan import Part, Plan, Planner, Reduction, UnknownLayoutError
 from fastclip.reference import NORM_EPSILON
 
@@ -409,7 +409,7 @@ class Shards:
             nothing = torch.zeros(0, dtype=torch.float64, device=self._device())
             return nothing, nothing, []
         measured = torch.stack(norms)
-        return measured, torch.tensor(weights, dtype=torch.float64).to(measured.device), numbers
+        return measured, constant(tuple(weights), torch.float64, measured.device), numbers
 
     def _there(self, part: Part, reduced: dict[int, Tensor]) -> list[Tensor]:
         """Return the memory on this rank of one part."""
@@ -436,13 +436,13 @@ class Shards:
             self._payloads = [(self.plan.reductions[0], encoding, payload)]
             return encoding.decode(payload), payload[-1]
         self._payloads = []
-        alone = [i for i, number in enumerate(numbers) if number is None]
+        alone = _rows(numbers, None, norms.device)
         payloads = [
             encoding.encode(norms[alone], weights[alone], found if not self.plan.reductions else None)
         ]
         flags: list[Tensor] = []
         for number, reduction in enumerate(self.plan.reductions):
-            rows = [i for i, own in enumerate(numbers) if own == number]
+            rows = _rows(numbers, number, norms.device)
             payload = encoding.encode(norms[rows], weights[rows], None if flags else found)
             # What is not finite in a smaller set is news to the larger one.
             payload = encoding.merge([payload, *flags])
@@ -489,6 +489,11 @@ class Shards:
         ]
         if changed:
             torch.autograd.graph.increment_version(changed)
+
+
+def _rows(numbers: list[int | None], wanted: int | None, device: torch.device) -> Tensor:
+    """Return the places of the parts of one reduction, as an index on the device."""
+    return constant(tuple(i for i, own in enumerate(numbers) if own == wanted), torch.int64, device)
 
 
 class _Holder:
