@@ -39,16 +39,20 @@ def test_example(name: str, promise: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "promise"),
+    ("name", "ranks", "promise"),
     [
-        ("distributed_fsdp2", r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
-        ("distributed_pipeline", r"equal: True"),
+        ("distributed_fsdp2", 2, r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
+        ("distributed_pipeline", 2, r"equal: True"),
+        ("distributed_hsdp", 4, r"accuracy 0\.9[0-9]+ on 4 ranks: .* 1 skipped"),
+        ("distributed_tensor_parallel", 2, r"accuracy 0\.9[0-9]+ on 2 ranks; .* whole: True"),
+        ("distributed_experts", 2, r"accuracy 0\.9[0-9]+ on 2 ranks; one norm on all: True"),
     ],
 )
-def test_distributed_example(name: str, promise: str) -> None:
+def test_distributed_example(name: str, ranks: int, promise: str) -> None:
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
+            str(ranks),
             str(EXAMPLES / f"{name}.py"),
         ],
         capture_output=True,
