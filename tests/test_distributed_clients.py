@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_cases import (
+from distributed_clients import (
     attached,
     checkpointed,
     fsdp1_without_group,

@@ -12,7 +12,7 @@ import cuda_library
 import optim_cases as cases
 import pytest
 import torch
-from distributed_cases import strategies_on_ranks
+from distributed_clients import strategies_on_ranks
 from ranks import ranks
 from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES, gradients
 from torch import Tensor, nn
