@@ -3,19 +3,23 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import optuna
 import pytest
 import tuner_cases as cases
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from report_cases import MadeUpStudy, exploded, fold, scored
 from report_pages import Page
 from sklearn.exceptions import NotFittedError
 
+from fastclip.pages.ticks import scale_log
 from fastclip.tuner import Choice, Float, TunerCV
 from fastclip.tuner.cli import tune
 from fastclip.tuner.report import StudyView, write_plots, write_report, writing
+from fastclip.tuner.report.limits import score_limits
 from fastclip.tuner.study.output import OutputDir
 from fastclip.tuner.training.explosion import Verdict
 
@@ -80,6 +84,26 @@ class TestPage:
             "badge ok", "badge exploded", "badge collapsed",
         }  # fmt: skip
         assert page.text.count("the loss is nan") >= badges.count("badge exploded")
+
+    def test_what_decides_stands_on_the_left_of_the_trials(self, tmp_path):
+        study = MadeUpStudy(n_folds=10).add(scored(*[0.9] * 10), lr=0.1, max_norm=1.0)
+        html = write_report(study.view, tmp_path / "report.html").read_text()
+        table = html.partition('<table id="trials">')[2].partition("</thead>")[0]
+        headings = re.findall(r"<th(?: [^>]*)?>([^<]*)", table)
+        first = ["trial", "status", "accuracy", "lr", "max_norm", "what happened"]
+        assert headings == [*first, "clipped", "steps", "seconds", *(f"fold {i}" for i in range(10))]
+        row = html.partition('<table id="trials">')[2].partition("<tbody>")[2].partition("</tr>")[0]
+        cells = [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+        assert cells == ["0", "ok", "0.9", "0.1", "1", "", "30 %", "400", "0.0", *["0.9"] * 10]
+
+    def test_dark_screens_and_phones_are_served(self, page, run, tmp_path):
+        html = write_report(StudyView.open(run), tmp_path / "report.html").read_text()
+        assert ("meta", {"name": "color-scheme", "content": "light dark"}) in page.tags
+        assert "@media (prefers-color-scheme: dark)" in html
+        opened = [attrs.get("class") if tag == "div" else tag for tag, attrs in page.tags]
+        tables = [i for i, tag in enumerate(opened) if tag == "table"]
+        assert len(tables) >= 3
+        assert {opened[i - 1] for i in tables} == {"scroll"}  # a table scrolls, and never the page
 
     def test_directory_alone_is_enough(self, run, tmp_path):
         moved = shutil.copytree(run, tmp_path / "moved")
@@ -262,20 +286,70 @@ class TestPictures:
             axes.collections[1].get_offsets()[0, 1] > 0.5
         )  # exploded trials stand above, where losses are high
 
+    def test_outliers_neither_squash_the_history_nor_the_colours(self):
+        study = MadeUpStudy()
+        for value in (0.90, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.1):
+            study.add(scored(value), lr=0.1, max_norm=1.0)
+        history = drawing(study.view, "search_history")[0]
+        bottom, top = history.get_ylim()
+        assert 0.88 < bottom < 0.90 < 0.96 < top < 0.98
+        ((place, edge),) = history.collections[-1].get_offsets().tolist()
+        assert place == 7
+        assert bottom < edge < 0.90
+        assert "1 beyond the axis" in [text.get_text() for text in history.get_legend().get_texts()]
+        assert [text.get_text() for text in history.texts] == ["trial 6"]
+        trained = drawing(study.view, "explosion_map")[0].collections[0]
+        assert trained.get_clim() == (0.90, 0.96)
+
+    @pytest.mark.parametrize(
+        ("scores", "sign", "limits"),
+        [
+            ([0.5, 0.5], 1, (0.5, 0.5)),
+            ([0.9, 0.8, 0.7, 0.1], 1, (0.1, 0.9)),  # the quartile of the bad half is 0.55
+            ([1.0, 1.1, 1.2, 1.3, 1.4, 900.0], -1, (1.0, 1.4)),
+            ([1.0, 1.1, 1.2, 1.3, 1.4, 900.0], 1, (1.0, 900.0)),  # the best is shown whatever it is
+        ],
+    )
+    def test_limits_hold_the_best_and_no_outlier(self, scores, sign, limits):
+        assert score_limits(scores, sign) == limits
+
     def test_map_places_trials_by_outcome(self):
         study = MadeUpStudy()
         study.add(scored(0.9, 0.9, 0.9), lr=0.01, max_norm=0.1)
         study.add(scored(0.8, 0.8, 0.8), lr=0.1, max_norm=10.0)
         study.add(exploded(), lr=0.9, max_norm=None).add(exploded(), lr=0.8, max_norm=10.0)
-        axes = drawing(study.view, "explosion_map")[0]
+        lane, axes, *_ = drawing(study.view, "explosion_map")
+        assert [label.get_text() for label in lane.get_yticklabels()] == ["no clipping"]
+        assert [points.get_offsets().tolist() for points in lane.collections] == [[[0.9, 0.0]]]
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-        trained, lost, ring = axes.collections
+        lost, trained, ring = axes.collections
         assert trained.get_offsets().tolist() == [[0.01, 0.1], [0.1, 10.0]]
         assert trained.get_array().tolist() == pytest.approx([0.9, 0.8])
-        (_, lane), (_, threshold) = lost.get_offsets().tolist()
-        assert lane > 10.0 == threshold  # no clipping has a lane above every threshold
-        assert lane < axes.get_ylim()[1]
+        assert lost.get_offsets().tolist() == [[0.8, 10.0]]
         assert ring.get_offsets().tolist() == [[0.01, 0.1]]
+        assert [(text.get_text(), text.xy) for text in axes.texts] == [
+            ("0", (0.01, 0.1)), ("1", (0.1, 10.0)),
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("ends", "labels"),
+        [
+            ((0.1, 3.0), ["0.1", "0.2", "0.5", "1", "2"]),
+            ((1e-3, 1.0), ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
+            ((1e-6, 1.0), ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]),
+        ],
+    )
+    def test_log_ticks_are_few_and_short(self, ends, labels):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.set_xlim(*ends)
+        scale_log(axes.xaxis, *ends)
+        figure.draw_without_rendering()
+        visible = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        visible = [label for label in visible if ends[0] <= label.get_position()[0] <= ends[1]]
+        assert [label.get_text() for label in visible] == labels
+        boxes = [label.get_window_extent() for label in visible]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
     def test_map_without_a_rate_or_without_clipping(self, tmp_path):
         study = MadeUpStudy().add(scored(0.9), depth=3)
@@ -284,14 +358,28 @@ class TestPictures:
         axes = drawing(MadeUpStudy().add(scored(0.9), lr=0.1, max_norm=None).view, "explosion_map")[0]
         assert [label.get_text() for label in axes.get_yticklabels()] == ["no clipping"]
 
-    def test_boxes_are_the_best_trials_in_order(self):
+    def test_few_folds_are_points_with_their_mean(self):
         study = MadeUpStudy().add(scored(0.1, 0.2, 0.3), lr=0.1).add(scored(0.7, 0.8, 0.9), lr=0.2)
         study.add(exploded(), lr=0.9)
         axes = drawing(study.view, "fold_scores")[0]
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0"]
-        assert [points.get_offsets()[:, 1].tolist() for points in axes.collections] == [
+        *folds, means = axes.collections
+        assert [points.get_offsets()[:, 1].tolist() for points in folds] == [
             [0.7, 0.1], [0.8, 0.2], [0.9, 0.3],
         ]  # fmt: skip
+        assert [dash[0][1] for dash in means.get_segments()] == pytest.approx([0.8, 0.2])
+        assert not axes.patches
+
+    def test_ten_folds_are_boxes_that_leave_room(self):
+        scores = [0.8 + 0.01 * i for i in range(10)]
+        study = MadeUpStudy(n_folds=10).add(scored(*scores), lr=0.1).add(scored(*scores), lr=0.2)
+        figure = next(p for p in writing.PICTURES if p.name == "fold_scores").draw(study.view)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        assert len(axes.patches) == 2
+        assert [points.get_offsets()[:, 1].tolist() for points in axes.collections] == [scores, scores]
+        assert axes.get_position().height > 0.7
+        assert axes.get_position().width > 0.7
 
     def test_curves_are_means_in_the_band_of_the_folds(self, tmp_path):
         folds = scored(0.5, 0.7)

@@ -20,6 +20,7 @@ SCORE_MAP = "viridis"
 
 LOG_FROM_RATIO = 20.0
 PNG_DPI = 200
+LEGEND_COLUMNS = 4  # what fits over a picture of the usual width
 
 STYLE: Any = {
     "font.size": 10,
@@ -54,7 +55,7 @@ def is_wide(values: Iterable[float]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) / min(finite) >= LOG_FROM_RATIO
 
 
-def legend_above(axes: Axes, columns: int = 6) -> None:
+def legend_above(axes: Axes, columns: int = LEGEND_COLUMNS) -> None:
     """Put the legend over the axes, where it hides no data."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, handletextpad=0.4, columnspacing=1.4

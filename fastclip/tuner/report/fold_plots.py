@@ -12,7 +12,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastclip.pages import style
 from fastclip.pages.style import NothingToDrawError, is_wide, legend_above, new_figure
+from fastclip.pages.ticks import scale_log
 from fastclip.tuner.report import outcomes
+from fastclip.tuner.report.limits import mark_beyond, score_limits
 from fastclip.tuner.report.study_view import StudyView, clip_fraction, number
 from fastclip.tuner.study.records import TrialRecord
 from fastclip.tuner.training.explosion import Verdict
@@ -20,33 +22,35 @@ from fastclip.tuner.training.stepping import NORM_BINS_PER_DECADE, EpochRecord
 
 MAX_BOXES = 12
 NEXT_BEST = 4
-MARKERS = "osD^v<>P*X"
+MIN_FOLDS_FOR_BOX = 5  # a marker for each fold below
+MARKERS = "osD^"
 
 
 def fold_scores(view: StudyView) -> Figure:
-    """Draw a box of the fold scores of the best trials, the best on the left, and every fold in it."""
+    """Draw every fold score of the best trials, the best on the left; from five folds on, in a box.
+
+    Below five folds each has a marker of its own and a dash is their mean: quartiles of so few say nothing.
+    """
     trials = view.ranked[:MAX_BOXES]
     if not trials:
         raise NothingToDrawError("No trial has a score on every fold.")
     figure = new_figure()
     axes = figure.subplots()
     scores = [[fold.score for fold in record.folds if fold.score is not None] for record in trials]
-    boxes = axes.boxplot(
-        scores, widths=0.5, showfliers=False, patch_artist=True, medianprops={"color": style.INK}
-    )
-    for i, box in enumerate(boxes["boxes"]):
-        box.set(facecolor=style.BEST_COLOUR if i == 0 else "#CFE3F2", edgecolor="#7B8794", alpha=0.75)
-    for fold in range(view.settings["n_folds"]):
-        marker = MARKERS[fold % len(MARKERS)]
-        heights = [np.nan if (score := r.folds[fold].score) is None else score for r in trials]
-        places = range(1, len(trials) + 1)
-        axes.scatter(
-            places, heights, s=20, lw=0, color=style.INK, marker=marker, label=f"fold {fold}", zorder=3
-        )
-    axes.set_xticks(range(1, len(trials) + 1), [str(record.number) for record in trials])
+    places = [float(i) for i in range(1, len(trials) + 1)]
+    if view.settings["n_folds"] < MIN_FOLDS_FOR_BOX:
+        _draw_folds(axes, trials, places)
+    else:
+        _draw_boxes(axes, scores, places)
+    points = [(place, score) for place, folds in zip(places, scores, strict=True) for score in folds]
+    x, y = zip(*points, strict=True)
+    mark_beyond(axes, x, y, score_limits(y, view.sign))
+    axes.set_xticks(places, [str(record.number) for record in trials])
     axes.set(xlabel="trial, the best first", ylabel=view.settings["primary"])
+    axes.set_xlim(0.4, len(trials) + 0.6)
     axes.grid(visible=False, axis="x")
-    legend_above(axes, columns=10)
+    if axes.get_legend_handles_labels()[0]:
+        legend_above(axes, columns=MIN_FOLDS_FOR_BOX + 1)
     return figure
 
 
@@ -66,8 +70,9 @@ def learning_curves(view: StudyView) -> Figure:
     loss = panels[0]
     _draw_band(loss, curves, "train_loss", style.SECOND_COLOUR, "training", dashes="--")
     _draw_band(loss, curves, "loss", outcomes.COLOURS[Verdict.OK], "held out")
-    if is_wide([epoch[key] for curve in curves for epoch in curve for key in ("train_loss", "loss")]):
-        loss.set_yscale("log")
+    losses = [epoch[key] for curve in curves for epoch in curve for key in ("train_loss", "loss")]
+    if is_wide(losses):
+        scale_log(loss.yaxis, min(losses), max(losses))
     loss.set_ylabel("loss")
     for panel in panels[1:]:
         _draw_next_best(panel, view, primary)
@@ -106,12 +111,38 @@ def gradient_norms(view: StudyView) -> Figure:
             note, (threshold, 0.97), xycoords=axes.get_xaxis_transform(), xytext=(6, 0),
             textcoords="offset points", va="top", fontsize=9, color=style.INK,
         )  # fmt: skip
-    axes.set_xscale("log")
+    scale_log(axes.xaxis, edges[0], edges[-1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.margins(y=0.15)
     axes.set(xlabel="gradient norm before clipping", ylabel="share of the steps")
     legend_above(axes)
     return figure
+
+
+def _draw_folds(axes: Axes, trials: Sequence[TrialRecord], places: Sequence[float]) -> None:
+    """Draw the folds of each trial with a marker for each fold, and a dash for the mean."""
+    for fold in range(len(trials[0].folds)):
+        heights = [np.nan if (score := r.folds[fold].score) is None else score for r in trials]
+        marker = MARKERS[fold]
+        axes.scatter(
+            places, heights, s=30, lw=0, color=style.INK, marker=marker, label=f"fold {fold}", zorder=3
+        )
+    colours = [style.BEST_COLOUR, *[style.FAINT] * (len(trials) - 1)]
+    means = [record.score or 0.0 for record in trials]
+    starts, ends = [place - 0.3 for place in places], [place + 0.3 for place in places]
+    axes.hlines(means, starts, ends, colors=colours, lw=3, label="mean")
+
+
+def _draw_boxes(axes: Axes, scores: Sequence[Sequence[float]], places: Sequence[float]) -> None:
+    """Draw a box for each trial with every fold in it."""
+    boxes = axes.boxplot(
+        scores, positions=places, widths=0.5, showfliers=False, patch_artist=True,
+        medianprops={"color": style.INK},
+    )  # fmt: skip
+    for i, box in enumerate(boxes["boxes"]):
+        box.set(facecolor=style.BEST_COLOUR if i == 0 else "#CFE3F2", edgecolor="#7B8794", alpha=0.75)
+    for place, folds in zip(places, scores, strict=True):
+        axes.scatter([place] * len(folds), folds, s=12, lw=0, color=style.INK, alpha=0.7, zorder=3)
 
 
 def _draw_band(

@@ -1,10 +1,9 @@
-"""Pictures of a whole search: its history, where it explodes, what matters."""
+"""Pictures of a whole search: its history, and what matters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,16 +13,16 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from fastclip.pages import style
-from fastclip.pages.style import NothingToDrawError, is_wide, legend_above, new_figure
+from fastclip.pages.style import NothingToDrawError, legend_above, new_figure
 from fastclip.tuner.report import outcomes
-from fastclip.tuner.report.study_view import StudyView, number
+from fastclip.tuner.report.limits import mark_beyond, score_limits
+from fastclip.tuner.report.study_view import StudyView
 from fastclip.tuner.study.records import TrialRecord, finished_trials
 from fastclip.tuner.study.trial_run import STATUS_ATTR
 from fastclip.tuner.training.explosion import WITH_SCORE, Verdict
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 TREE_DEPTH = 8  # deeper trees fit the noise, and take seconds for a thousand trials
-LANE = 0.12  # height of the lane of unclipped trials, as a share of the axis
 RAIL = 0.04  # distance of trials without a score from the bad edge, as a share of the axis
 
 
@@ -35,22 +34,7 @@ def search_history(view: StudyView) -> Figure:
     axes = figure.subplots()
     scored = [record for record in view.records if record.has_score]
     if scored:
-        numbers, scores = [r.number for r in scored], np.array([r.score for r in scored], dtype=float)
-        best_so_far = view.sign * np.maximum.accumulate(view.sign * scores)
-        axes.step(numbers, best_so_far, where="post", color=style.BEST_COLOUR, lw=2, label="best so far")
-        for status in dict.fromkeys(record.status for record in scored):
-            axes.scatter(
-                [record.number for record in scored if record.status is status],
-                [record.score or 0.0 for record in scored if record.status is status],
-                s=30,
-                marker=outcomes.MARKERS[status],
-                color=outcomes.COLOURS[status],
-                edgecolors=style.INK if status is Verdict.COLLAPSED else None,
-                linewidths=0.5,
-                label=str(status),
-                zorder=3,
-            )
-        axes.margins(y=0.15)
+        _draw_scores(axes, view, scored)
     else:
         axes.set_yticks([])
     for status in (status for status in view.counts if status not in WITH_SCORE):
@@ -74,39 +58,31 @@ def search_history(view: StudyView) -> Figure:
     return figure
 
 
-def explosion_map(view: StudyView) -> Figure:
-    """Draw every trial at its rate and threshold, coloured by outcome, trials that learned by score."""
-    placed = [record for record in view.records if (number(record.params.get("lr")) or 0.0) > 0]
-    if not placed:
-        raise NothingToDrawError("No finished trial has a learning rate `lr` among its parameters.")
-    figure = new_figure(height=4.2)
-    axes = figure.subplots()
-    heights = _threshold_axis(axes, [_threshold(record) for record in placed])
-    rates = [float(record.params["lr"]) for record in placed]
-    if is_wide(rates):
-        axes.set_xscale("log")
-    look: dict[str, Any] = {"s": 66, "ec": "white", "lw": 0.8}
-    for status in dict.fromkeys(record.status for record in placed):
-        rows = [i for i, record in enumerate(placed) if record.status is status]
-        x, y = [rates[i] for i in rows], [heights[i] for i in rows]
-        look["marker"] = outcomes.MARKERS.get(status, outcomes.OTHER_MARKER)
-        if status is Verdict.OK:
-            scores = np.array([placed[i].score for i in rows], dtype=float)
-            trained = axes.scatter(x, y, c=scores, cmap=_score_map(view), zorder=3, **look)
-            figure.colorbar(trained, ax=axes, label=f"{view.settings['primary']} of the trials that trained")
-        else:
-            axes.scatter(x, y, color=outcomes.COLOURS[status], label=str(status), **look)
-    if view.best in placed:
-        at = placed.index(view.best)
-        label = f"best: trial {view.best.number}"
+def _draw_scores(axes: Axes, view: StudyView, scored: Sequence[TrialRecord]) -> None:
+    """Draw the trials with a score, outliers on the edge, with the number of the best."""
+    numbers, scores = [r.number for r in scored], np.array([r.score for r in scored], dtype=float)
+    limits = score_limits(scores, view.sign)
+    best_so_far = view.sign * np.maximum.accumulate(view.sign * scores)
+    axes.step(numbers, best_so_far, where="post", color=style.BEST_COLOUR, lw=2, label="best so far")
+    for status in dict.fromkeys(record.status for record in scored):
         axes.scatter(
-            rates[at], heights[at], s=210, fc="none", ec=style.BEST_COLOUR, lw=2.2, label=label, zorder=4
+            [record.number for record in scored if record.status is status],
+            [record.score or 0.0 for record in scored if record.status is status],
+            s=30,
+            marker=outcomes.MARKERS[status],
+            color=outcomes.COLOURS[status],
+            edgecolors=style.INK if status is Verdict.COLLAPSED else None,
+            linewidths=0.5,
+            label=str(status),
+            zorder=3,
         )
-    axes.set(xlabel="learning rate", ylabel="threshold max_norm")
-    axes.margins(x=0.06)
-    if axes.get_legend_handles_labels()[0]:
-        legend_above(axes)
-    return figure
+    mark_beyond(axes, numbers, scores, limits)
+    best = view.ranked[0]
+    axes.annotate(
+        f"trial {best.number}", (best.number, best.score or 0.0), xytext=(0, 5 * view.sign),
+        textcoords="offset points", ha="center", va="bottom" if view.sign > 0 else "top", fontsize=9,
+        fontweight="bold", color=style.INK, zorder=4,
+    )  # fmt: skip
 
 
 def importances(view: StudyView) -> Figure:
@@ -139,43 +115,6 @@ def importances(view: StudyView) -> Figure:
     axes.grid(visible=False, axis="y")
     legend_above(axes)
     return figure
-
-
-def _threshold(record: TrialRecord) -> float | None:
-    """Return the threshold of a trial, or None when it did not clip."""
-    value = number(record.params.get("max_norm"))
-    return value if value is not None and value > 0 else None
-
-
-def _threshold_axis(axes: Axes, thresholds: Sequence[float | None]) -> list[float]:
-    """Scale the vertical axis and return where each threshold stands; None is a lane of its own on top."""
-    clipped = [threshold for threshold in thresholds if threshold is not None]
-    if not clipped:
-        axes.set_yticks([0.0], ["no clipping"])
-        axes.set_ylim(-1.0, 1.0)
-        return [0.0] * len(thresholds)
-    is_log = is_wide(clipped)
-    low, high = (math.log10(v) if is_log else v for v in (min(clipped), max(clipped)))
-    room = (high - low) or abs(high) or 1.0
-    axes.set_yscale("log" if is_log else "linear")
-
-    def place(position: float) -> float:
-        return float(10.0**position) if is_log else position
-
-    if len(clipped) < len(thresholds):
-        axes.axhspan(place(high + LANE * room), place(high + 3 * LANE * room), color="#F1F4F8", zorder=0)
-        axes.text(
-            0.01, place(high + 2.55 * LANE * room), "no clipping",
-            transform=axes.get_yaxis_transform(), va="center", fontsize=9, color="#52606D",
-        )  # fmt: skip
-        axes.set_ylim(place(low - LANE * room / 2), place(high + 3 * LANE * room))
-    lane = place(high + 2 * LANE * room)
-    return [lane if threshold is None else threshold for threshold in thresholds]
-
-
-def _score_map(view: StudyView) -> str:
-    """Return the colour map: yellow is the good end."""
-    return style.SCORE_MAP if view.sign > 0 else f"{style.SCORE_MAP}_r"
 
 
 def _importance(view: StudyView, value_of: Callable[[FrozenTrial], float]) -> dict[str, float]:

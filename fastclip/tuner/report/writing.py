@@ -12,6 +12,7 @@ from fastclip.pages.pictures import Picture, embed, save_pictures
 from fastclip.pages.template import short, template
 from fastclip.tuner.report import fold_plots, search_plots
 from fastclip.tuner.report.classes import class_rows, train_score
+from fastclip.tuner.report.explosion_map import explosion_map
 from fastclip.tuner.report.next_steps import next_steps
 from fastclip.tuner.report.study_view import StudyView, clip_fraction
 from fastclip.tuner.study.records import TrialRecord
@@ -24,7 +25,8 @@ PICTURES = (
     Picture(
         "search_history",
         "Search history",
-        "The score of every trial in the order in which they ran. Trials without one stand at the bad edge.",
+        "The score of every trial in the order in which they ran. Trials without one stand at the bad edge, "
+        "and triangles point at scores beyond the axis.",
         search_plots.search_history,
     ),
     Picture(
@@ -32,12 +34,12 @@ PICTURES = (
         "Explosion map",
         "Every trial at its learning rate and threshold: dots trained, coloured by their score; crosses "
         "exploded. The border between them is what a good space keeps to its safe side.",
-        search_plots.explosion_map,
+        explosion_map,
     ),
     Picture(
         "fold_scores",
         "Fold scores",
-        "How far the folds of the best trials agree. Trials whose boxes overlap are not told apart by this "
+        "How far the folds of the best trials agree. Trials whose folds overlap are not told apart by this "
         "search.",
         fold_plots.fold_scores,
     ),
