@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from rich.console import Console
 import fastclip
 from fastclip.bench.runner import torch_threads
 from fastclip.demo import run
-from fastclip.demo.plot import plot_histories
+from fastclip.demo.plot import plot_histories, running_median
 from fastclip.demo.report import runs_table
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import Run, runs_for
@@ -230,6 +231,20 @@ def test_plot_keeps_its_scale_and_marks_what_leaves_it(monkeypatch):
         (beyond,) = (line for line in axes.lines if line.get_label() == "beyond the axis or not finite")
         assert list(beyond.get_xdata()) == [22, 23, 24]
     assert "unclipped: learns nothing from step 22 on" in texts(loss_axes)
+
+
+def test_running_median_falls_with_the_loss_also_when_steps_are_few():
+    falling = np.array([5.0, 4.0, 3.0, 2.0, 1.0])
+    assert running_median(falling).tolist() == falling.tolist()
+    assert running_median(np.array([5.0, 9.0, 3.0, 2.0, 2.0])).tolist() == [5.0, 5.0, 3.0, 2.0, 2.0]
+    steps = 100.0 - np.arange(60)
+    assert running_median(steps).tolist() == steps.tolist()
+    assert np.isnan(running_median(np.array([1.0, np.nan, np.nan, 2.0]))).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_plot_marks_the_nan_batch_and_the_skipped_step_in_a_column_of_their_own(monkeypatch):

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from fastclip.demo.tasks import Measure
@@ -21,7 +20,7 @@ from fastclip.demo.training import History
 _Style: TypeAlias = "tuple[str, str | tuple[int, tuple[int, int]], float]"
 
 _SMOOTHING = 21
-"""Steps in the running median that is drawn over the raw curve; odd."""
+"""Most steps in the running median that is drawn over the raw curve; odd."""
 
 _RANGE = (1e-3, 1e3)
 """What the logarithmic axes may show. A value below lies on the lower edge, one above is marked."""
@@ -117,7 +116,7 @@ def _draw_curve(axes: Axes, values: Sequence[float], style: _Style, label: str) 
     visible = raw <= _RANGE[1]
     drawn = np.where(visible, raw.clip(min=_RANGE[0]), np.nan)
     axes.plot(drawn, color=colour, alpha=0.3, linewidth=0.8)
-    axes.plot(_running_median(drawn), color=colour, linestyle=dashes, linewidth=width, label=label)
+    axes.plot(running_median(drawn), color=colour, linestyle=dashes, linewidth=width, label=label)
     (beyond,) = np.nonzero(~visible)
     if len(beyond):
         edge = np.full(len(beyond), 0.98)
@@ -161,11 +160,16 @@ def _draw_level(axes: Axes, value: float, label: str) -> None:
     axes.annotate(label, (1.005, value), xycoords=axes.get_yaxis_transform(), va="center", fontsize=9)
 
 
-def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the median of the values (not nan) around each; a window that is mostly nan gives a gap."""
-    padded = np.pad(values, _SMOOTHING // 2, mode="reflect")
-    windows = sliding_window_view(padded, _SMOOTHING)
-    known = np.isfinite(windows).sum(axis=-1) > _SMOOTHING // 2
+def running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median of the values (not nan) around each; a window that is mostly nan gives a gap.
+
+    Towards the ends the window shrinks on both sides, so that a loss which falls to its end is drawn so.
+    """
     medians = np.full(len(values), np.nan)
-    medians[known] = np.nanmedian(windows[known], axis=-1)
+    for i in range(len(values)):
+        reach = min(_SMOOTHING // 2, i, len(values) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        known = window[np.isfinite(window)]
+        if len(known) > reach:
+            medians[i] = np.median(known)
     return medians
