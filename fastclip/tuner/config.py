@@ -18,6 +18,9 @@
     splitter = "StratifiedKFold"
     n_splits = 3
 
+    [test]                        # set apart before the search, measured after it; or a source
+    size = 0.2
+
     [explosion]                   # fields of ExplosionRule
     loss_factor = 3.0
 
@@ -45,8 +48,11 @@ import sklearn.model_selection
 
 from fastclip.tuner.errors import ConfigError
 from fastclip.tuner.study.spaces import Choice, Float, Int
+from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
+from fastclip.tuner.training.reading import as_data
 from fastclip.tuner.training.roulette import RouletteWheelSplit
+from fastclip.tuner.training.setting_apart import set_apart
 from fastclip.tuner.tuner_cv import TunerCV
 
 if sys.version_info >= (3, 11):
@@ -72,15 +78,16 @@ STUDY_KEYS = (
     *("n_jobs", "executor", "devices", "threads", "hang_timeout", "storage", "stale_after", "seed"),
 )
 RANGE_KEYS = ("low", "high", "log", "step")
-SECTIONS = ("study", "model", "data", "cv", "explosion", "space")
+SECTIONS = ("study", "model", "data", "cv", "test", "explosion", "space")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A search that is ready to run."""
+    """A search that is ready to run, its data, and what is set apart to test the best model on."""
 
     tuner: TunerCV
     data: Any
+    test: TuningData | None = None
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -140,8 +147,6 @@ def build(
     if "name" in study:
         study["study_name"] = study.pop("name")
     rule = _call("[explosion]", ExplosionRule, config.get("explosion", {}))
-    data = dict(config["data"])
-    source = resolve_reference("[data] source", data.pop("source"))
     tuner = TunerCV(
         resolve_reference("[model] factory", config["model"]["factory"]),
         {name: _entry(name, value) for name, value in config["space"].items()},
@@ -154,7 +159,20 @@ def build(
             **options,
         },
     )
-    return Experiment(tuner, _call("[data]", source, data))
+    data = _source("data", config["data"])
+    if "test" not in config:
+        return Experiment(tuner, data)
+    if not tuner.refit:
+        raise ConfigError("build: [test] with refit=false; expected a refit, whose model is tested.")
+    section = config["test"]
+    if "source" in section:
+        return Experiment(tuner, data, as_data(_source("test", section), caller="[test]"))
+    _check_names("key of [test]", section, ("size", "source"))
+    if "size" not in section:
+        raise ConfigError("build: [test] is empty; expected size = 0.2, or a source.")
+    view = as_data(data, caller="[data]")
+    share = {"share": float(section["size"]), "seed": tuner.seed}
+    return Experiment(tuner, *_call("[test]", set_apart, {"data": view, **share}))
 
 
 def resolve_reference(key: str, reference: Any) -> Any:
@@ -170,6 +188,13 @@ def resolve_reference(key: str, reference: Any) -> Any:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"resolve_reference: {key} = {reference!r} cannot be imported: {error}.") from error
+
+
+def _source(section: str, table: Mapping[str, Any]) -> Any:
+    """Call the source of a section with the other keys."""
+    arguments = dict(table)
+    source = resolve_reference(f"[{section}] source", arguments.pop("source"))
+    return _call(f"[{section}]", source, arguments)
 
 
 def _override(config: dict[str, Any], override: str) -> None:

@@ -69,9 +69,10 @@ def progress(console: Console | None = None, n_trials: int | None = None) -> Ite
 def _line(trial: FrozenTrial) -> str:
     status = trial.user_attrs[STATUS_ATTR]
     score = f" {trial.value:.4g}" if status in ("ok", "collapsed") and trial.value is not None else ""
-    chosen = " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+    chosen = " ".join(f"{name}={short(value)}" for name, value in trial.params.items())
     return f"trial {trial.number}: {status}{score}  {chosen}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value with four digits, if it is a number."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

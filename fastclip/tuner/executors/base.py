@@ -70,11 +70,32 @@ class InlineExecutor:
 
 
 def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:
-    """Return the device of each of n_jobs slots."""
+    """Return the device of each of n_jobs slots.
+
+    Raises:
+        ValueError: no device is given, or one is not there; the message names it.
+    """
     if devices is None:
         devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
     if isinstance(devices, (str, torch.device)):
         devices = [devices]
     if not devices:
         raise ValueError("device_slots: devices is empty; expected at least one, or None.")
-    return [torch.device(devices[i % len(devices)]) for i in range(n_jobs)]
+    found = [_find_device(device) for device in devices]
+    return [found[i % len(found)] for i in range(n_jobs)]
+
+
+def _find_device(wanted: Any) -> torch.device:
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device_slots: devices has {wanted!r}; expected the name of a device, such as cpu or cuda:0."
+        ) from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        present = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ValueError(
+            f"device_slots: devices has {wanted!r}, which is not there; expected one of {present}."
+        )
+    return device

@@ -8,6 +8,7 @@
     history/           trial00003-fold1.json: epoch records and the histogram of gradient norms
     best_model.pt      params, score and state_dict of the refitted model
     report.html        what was found, written by `fastclip tune run` and `TunerCV.report`
+    .searched          a lock, held by the process that searches and let go of when that ends or is killed
 
 Every file is written whole or not at all.
 """
@@ -15,12 +16,14 @@ Every file is written whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from fastclip.files import atomic, plain, write_csv, write_json
@@ -39,6 +42,9 @@ CONFIG, STUDY, SPLITS, TRIALS, FOLDS, HISTORY, BEST, REPORT = (
     "best_model.pt",
     "report.html",
 )
+
+
+LOCK = ".searched"
 
 
 class OutputDir:
@@ -62,12 +68,45 @@ class OutputDir:
         return self.path / REPORT
 
     def check_unused(self, caller: str) -> None:
-        """Raise ResumeError when the directory holds anything."""
+        """Raise ResumeError when the directory holds anything, or is a file."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ResumeError(
+                f"{caller}: output_dir {self.path} is a file; expected a new or an empty directory."
+            )
         if self.path.exists() and any(self.path.iterdir()):
             raise ResumeError(
                 f"{caller}: output_dir {self.path} is not empty; expected a new or an empty directory. "
                 "Continue the study in it with resume=True (--resume), or choose another one."
             )
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        """Hold the directory for one search; the system lets go of it when the process is killed.
+
+        Raises:
+            ResumeError: another process holds it.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ResumeError(
+                f"OutputDir: {self.path} is searched by another process; expected one at a time. Wait, "
+                "or search together through a shared storage."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether a living process searches; trials under way without one were killed."""
+        try:
+            with self.search():
+                return False
+        except ResumeError:
+            return True
 
     def write_config(self, settings: dict[str, Any], run: dict[str, Any]) -> None:
         """Write what fixes the results and how it was run."""

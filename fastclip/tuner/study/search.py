@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -77,19 +78,24 @@ class Search:
         heartbeat = Heartbeat(self.study._storage) if self.is_shared else None
         self._has_trained = bool(finished_trials(self.study))
         try:
-            self._prepare()
-            while True:
-                self._fill(executor, heartbeat, deadline)
-                if self._runs:
-                    for result in executor.poll(POLL_SECONDS):
-                        self._take(result, heartbeat)
-                elif self._others_may_leave_work() and not (self._is_stopped or _is_past(deadline)):
-                    time.sleep(WAIT_FOR_OTHERS_SECONDS)
-                else:
-                    return
+            with nullcontext() if self.output is None else self.output.search():
+                self._prepare()
+                self._work(executor, heartbeat, deadline)
         finally:
             if heartbeat is not None:
                 heartbeat.close()
+
+    def _work(self, executor: Executor, heartbeat: Heartbeat | None, deadline: float | None) -> None:
+        """Train folds until none is left for this process."""
+        while True:
+            self._fill(executor, heartbeat, deadline)
+            if self._runs:
+                for result in executor.poll(POLL_SECONDS):
+                    self._take(result, heartbeat)
+            elif self._others_may_leave_work() and not (self._is_stopped or _is_past(deadline)):
+                time.sleep(WAIT_FOR_OTHERS_SECONDS)
+            else:
+                return
 
     def on_epoch(self, task: FoldTask, record: EpochRecord) -> bool:
         """Report an epoch of a fold; return whether to prune it."""

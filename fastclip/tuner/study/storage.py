@@ -106,6 +106,14 @@ def requeue_abandoned(study: optuna.Study) -> None:
         optuna.storages.fail_stale_trials(study)
 
 
+def num_silent(study: optuna.Study) -> int:
+    """Return how many trials under way have given no sign of life for longer than the storage allows."""
+    storage: Any = study._storage
+    if getattr(storage, "get_heartbeat_interval", lambda: None)() is None:
+        return 0
+    return len(storage._get_stale_trial_ids(study._study_id))
+
+
 class Heartbeat:
     """A thread that gives signs of life for the trials in hand, if the storage has heartbeats."""
 
