@@ -146,5 +146,5 @@ def _draw_legend(figure: Figure, view: StudyView, placed: Sequence[TrialRecord])
 
 
 def _score_map(view: StudyView) -> str:
-    """Return the colour map: yellow is the good end."""
-    return style.SCORE_MAP if view.sign > 0 else f"{style.SCORE_MAP}_r"
+    """Return the colour map: its dark end, which stands out from the paper, is the good one."""
+    return f"{style.SCORE_MAP}_r" if view.sign > 0 else style.SCORE_MAP
