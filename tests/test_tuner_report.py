@@ -301,9 +301,7 @@ class TestPictures:
         trained = drawing(study.view, "explosion_map")[0].collections[0]
         assert trained.get_clim() == (0.90, 0.96)
         lightness = trained.to_rgba([0.90, 0.96])[:, :3].mean(axis=1)
-        assert (
-            lightness[1] < lightness[0]
-        )  # good trials are dark on white, and light where a page is inverted
+        assert lightness[1] < lightness[0]  # dark on white, light where a page is inverted
 
     @pytest.mark.parametrize(
         ("scores", "sign", "limits"),

@@ -42,6 +42,7 @@ def test_directory_holds_everything(tmp_path):
         "folds.csv",
         "history",
         "best_model.pt",
+        ".searched",
     }
     for (train, test), (train_read, test_read) in zip(search.splits_, out.read_splits(), strict=True):
         assert (train == train_read).all()
