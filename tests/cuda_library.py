@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import functools
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import compiled
 import pytest
 import torch
 from torch.utils.dlpack import DLDeviceType
@@ -127,27 +126,23 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def _compiled() -> tuple[Path, str]:
-    """Compile the library for the CPU, once per test run; return where it should be, and what g++ said."""
-    folder = Path(tempfile.mkdtemp(prefix="fastclip_cuda_"))
-    atexit.register(shutil.rmtree, folder)
-    library = folder / "libfastclip_cuda_emulated.so"
+def built() -> Library:
+    """Return the library, compiled for the CPU once for all processes, and loaded."""
     emulation = HERE / "cuda_emulation"
     folders = ((SOURCES, "*.cu"), (SOURCES, "*.cpp"), (emulation, "*.cpp"))
-    sources = [source for folder, pattern in folders for source in sorted(folder.glob(pattern))]
-    flags = ["-std=c++17", "-O2", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+    translated = [source for folder, pattern in folders for source in sorted(folder.glob(pattern))]
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, sources)]
-    done = subprocess.run([*command, "-o", str(library)], text=True, capture_output=True)
-    return library, done.stderr
+    command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, translated)]
+    name = "libfastclip_cuda_emulated.so"
 
+    def build(folder: Path) -> None:
+        done = subprocess.run([*command, "-o", str(folder / name)], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
 
-@functools.cache
-def built() -> Library:
-    """Return the library, compiled for the CPU and loaded."""
-    library, said = _compiled()
-    assert library.exists(), said
-    return Library(library)
+    version = subprocess.check_output([command[0], "--version"], text=True)
+    read = [*compiled.sources(SOURCES.parent), *compiled.sources(emulation)]
+    return Library(compiled.kept("cuda_emulation", read, [version, *command], build) / name)
 
 
 def on_a_new_stream() -> Iterator[Library]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import compiled
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -35,12 +36,21 @@ needs_nvcc = pytest.mark.skipif(not cuda_build.find_nvcc(), reason="needs nvcc")
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def built() -> tuple[Path, str]:
     """The library for all architectures, and the assembler's report."""
-    folder = tmp_path_factory.mktemp("cuda")
+    nvcc = cuda_build.find_nvcc()[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTCLIP_CUDA_ARCHS", ";".join(ARCHS))
-        return cuda_build.build(cuda_build.find_nvcc()[0], folder, report=True)
+
+        def build(folder: Path) -> None:
+            _, report = cuda_build.build(nvcc, folder, report=True)
+            (folder / "report").write_text(report)
+
+        version = subprocess.check_output([nvcc, "--version"], text=True)
+        settings = [str(nvcc), version, *cuda_build.flags_for(nvcc)]
+        folder = compiled.kept("nvcc", compiled.sources(ROOT / "csrc"), settings, build)
+    [library] = folder.glob("*.so")
+    return library, (folder / "report").read_text()
 
 
 @pytest.mark.parametrize(
