@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compiled import KEPT
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton (pip install 'fastclip[gpu]')"
@@ -30,13 +31,16 @@ PER_THREAD = 4
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Target -> variant -> description, see triton_compile.py."""
+def compiled() -> dict[str, Any]:
+    """Target -> variant -> description, see triton_compile.py.
+
+    Triton keeps what it has compiled, by all that a kernel is made of, for the next run.
+    """
     root = Path(__file__).parents[1]
     environment = {
         **os.environ,
         "PYTHONPATH": str(root),
-        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+        "TRITON_CACHE_DIR": str(KEPT / "triton"),
     }
     environment.pop("TRITON_INTERPRET", None)
 

@@ -15,13 +15,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
@@ -162,29 +161,19 @@ def compile_variant(target: GPUTarget, variant: Variant) -> Any:
     return triton.compile(source, target=target, options=options)
 
 
-def describe_ptx(architecture: int, ptx: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        name = re.search(r"^\.target (\w+)", ptx, re.M)
-        assert name
-        command = [
-            get_ptxas(architecture).path,
-            "-v",
-            f"--gpu-name={name[1]}",
-            str(path),
-            "-o",
-            f"{path}.cubin",
-        ]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    stack, stores, loads = (
-        int(found) for found in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", report)
-    )
+def describe_nvidia(ptx: str, cubin: bytes) -> dict[str, Any]:
+    """Count accesses in PTX, and take registers and local memory from the machine code itself."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    usage = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
     return {
         "accesses": Counter(re.findall(r"\b(?:ld|st)\.global(?:\.\w+)*", ptx)),
         "atomics": Counter(re.findall(r"\batom(?:\.\w+)*", ptx)),
-        "spilled_nbytes": stack + stores + loads,
-        "registers": int(re.findall(r"Used (\d+) registers", report)[0]),
+        "spilled_nbytes": usage["STACK"] + usage["LOCAL"],
+        "registers": usage["REG"],
     }
 
 
@@ -235,7 +224,7 @@ def main(names: list[str]) -> None:
             if is_hip:
                 described = describe_amdgcn(assembly["amdgcn"])
             else:
-                described = describe_ptx(target.arch, assembly["ptx"])
+                described = describe_nvidia(assembly["ptx"], assembly["cubin"])
             # Registers are handed out in eights; a multiprocessor has 65536, a compute unit twice as many.
             registers = -(-described["registers"] // 8) * 8 * variant.layout.threads
             described["programs"] = (131072 if is_hip else 65536) // registers
