@@ -48,7 +48,9 @@ class Ranks:
     def __init__(self, world: int) -> None:
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
-        context = multiprocessing.get_context("spawn")
+        # torch is imported once, by the server that ranks are forked from.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch.distributed"])
         self._connections, self._processes = [], []
         for rank in range(world):
             ours, theirs = context.Pipe()
