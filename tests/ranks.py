@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import multiprocessing
-import multiprocessing.connection
 import os
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from programs import forkserver
 
 TIMEOUT = datetime.timedelta(seconds=40)
 """After which a collective that not all ranks have joined is an error, and no hang."""
@@ -48,14 +48,11 @@ class Ranks:
     def __init__(self, world: int) -> None:
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
-        # torch is imported once, by the server that ranks are forked from.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed"])
         self._connections, self._processes = [], []
         for rank in range(world):
-            ours, theirs = context.Pipe()
+            ours, theirs = forkserver.Pipe()
             args = (rank, world, str(Path(self._folder.name) / "store"), theirs)
-            process = context.Process(target=_serve, args=args, daemon=True)
+            process = forkserver.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()
             self._connections.append(ours)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from typing import Any
 
 import pytest
 import torch
 from cases import parameters_of
+from programs import run_python
 
 import fastclip
 from fastclip import BackendUnavailableError, backends, use_backend
 from fastclip.backends import base, cpu, eager
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("FASTCLIP_")} | environment
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
 
 
 def test_backend_info_lists_every_backend_in_order() -> None:

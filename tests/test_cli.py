@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from programs import run_python
 from rich.console import Console
 
 import fastclip
@@ -213,11 +212,9 @@ def test_demo_offers_every_task() -> None:
         ("optuna", "demo", ["demo"]),
     ],
 )
-def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
+def test_a_missing_extra_says_its_name(module: str, extra: str, arguments: list[str]) -> None:
     program = f"import sys; sys.modules[{module!r}] = None; from fastclip.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    result = run_python(program, *arguments)
     assert result.returncode == 2, result.stderr
     assert f"{module} is not installed" in result.stderr
     assert f"pip install 'fastclip[{extra}]'" in result.stderr
