@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastclip import backends
 from fastclip.backends.eager import clip_coefficient, combined, returned_dtype, wide_dtype
 from fastclip.distributed import Shards
 from fastclip.optim.gradients import Decided, dense_values, over_ranks, over_ranks_of, parameters
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, MaxNorm, Settings, checked_max_norm
 from fastclip.strategies import Decision, Global, Gradients, Strategy
+from fastclip.strategies.base import measured
 
 GROUP_KEY = "max_norm"
 """Of a parameter group: the threshold of its own, for the norm of its own gradients."""
@@ -84,14 +84,14 @@ def decide(
         if (limit := _foreseen(settings.max_norm, optimizer)) is not None:
             return replace(settings, max_norm=limit), None
     every = clippers(function, optimizer, settings)
-    measured = [
+    found = [
         _measured(function, clipper, settings, amp, whole if len(every) == 1 else None) for clipper in every
     ]
-    outcome, coefs, may_skip = _decided(measured, settings, amp, optimizer)
+    outcome, coefs, may_skip = _decided(found, settings, amp, optimizer)
     dtype = torch.float32
     if whole is not None:
         dtype = whole.plan.dtype
-    elif any(m.is_float64 for m in measured):
+    elif any(m.is_float64 for m in found):
         dtype = torch.float64
     outcome = Outcome(
         outcome.total_norm.to(dtype), outcome.clip_coef.to(dtype), outcome.skipped, outcome.threshold
@@ -146,14 +146,13 @@ def _measured(
 ) -> _Measured:
     spread = whole or over_ranks_of(function, clipper.params, settings)
     present = [p for p in clipper.params if p.grad is not None]
-    found, is_float64 = None, False
+    found, norms, is_float64 = None, None, False
     if spread is not None:
         norm, found = spread.total_norm(settings.norm_type, amp.found_inf)
     elif present:
         grads = dense_values(present)
         is_float64 = returned_dtype(grads) == torch.float64
-        wide = wide_dtype(grads[0])
-        norm = backends.run("total_norm", grads, settings.norm_type, wide).to(wide)
+        norm, norms = measured(clipper.max_norm, present, grads, settings.norm_type)
     else:
         norm = torch.zeros((), dtype=torch.float64, device="cpu")
     if amp.grad_scale is not None:
@@ -163,26 +162,26 @@ def _measured(
     names = clipper.names
     if names is not None:
         names = [name for name, p in zip(names, clipper.params, strict=True) if p.grad is not None]
-    gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread)
+    gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread, norms)
     return _Measured(clipper.max_norm, gradients, found, is_float64)
 
 
 def _decided(
-    measured: list[_Measured], settings: Settings, amp: Amp, optimizer: Optimizer
+    each: list[_Measured], settings: Settings, amp: Amp, optimizer: Optimizer
 ) -> tuple[Outcome, Tensor, bool]:
     """Return what follows for the step as a whole, and the coefficients in the order of the groups."""
-    home = next((m for m in measured if m.gradients.parameters), measured[0]).gradients.total_norm
-    norms = [m.gradients.total_norm.to(home) for m in measured]
+    home = next((m for m in each if m.gradients.parameters), each[0]).gradients.total_norm
+    norms = [m.gradients.total_norm.to(home) for m in each]
     norm = norms[0] if len(norms) == 1 else combined(norms, settings.norm_type, [torch.float64])
     # The comparison is False of nan, too.
     skipped = ~(norm < math.inf) if settings.skips else torch.zeros_like(norm, dtype=torch.bool)
-    for m in measured:
+    for m in each:
         if m.found is not None:
             skipped = skipped | (m.found.to(home.device) != 0)
-    is_alone = len(measured) == 1 and measured[0].found is None
+    is_alone = len(each) == 1 and each[0].found is None
     may_skip = settings.skips or amp.found_inf is not None
     decisions = []
-    for m in measured:
+    for m in each:
         if not is_alone:  # what a scaler or another group leaves out is nothing to learn from
             m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
         decision = _decision(m)
@@ -192,19 +191,17 @@ def _decided(
     if len(decisions) == 1:
         coefs = decisions[0].coefs.to(home)
     else:
-        coefs = _in_order(optimizer, measured, decisions, home)
+        coefs = _in_order(optimizer, each, decisions, home)
     threshold = decisions[0].threshold if len(decisions) == 1 else None
     shown = coefs.amin() if coefs.numel() > 1 else coefs.reshape(())
     return Outcome(norm, shown, skipped, threshold), coefs, may_skip
 
 
-def _in_order(
-    optimizer: Optimizer, measured: list[_Measured], decisions: list[Decision], home: Tensor
-) -> Tensor:
+def _in_order(optimizer: Optimizer, each: list[_Measured], decisions: list[Decision], home: Tensor) -> Tensor:
     """Return a coefficient for each gradient, in the order of the groups; 1 if there is none."""
     place: dict[Tensor, int] = {}
     every = [home.new_ones(1)]
-    for m, decision in zip(measured, decisions, strict=True):
+    for m, decision in zip(each, decisions, strict=True):
         params = m.gradients.parameters
         place.update({param: len(place) + i for i, param in enumerate(params)})
         every.append(decision.coefs.to(home).expand(len(params)))
@@ -212,8 +209,8 @@ def _in_order(
     return torch.cat(every)[order or [0]]
 
 
-def _decision(measured: _Measured) -> Decision:
-    limit, norm = measured.max_norm, measured.gradients.total_norm
+def _decision(one: _Measured) -> Decision:
+    limit, norm = one.max_norm, one.gradients.total_norm
     if isinstance(limit, Strategy):
-        return limit.decide(measured.gradients)
+        return limit.decide(one.gradients)
     return Decision(clip_coefficient(limit, norm).reshape(1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
-from fastclip.backends.eager import clip_coefficient, returned_dtype, wide_dtype
+from fastclip.backends.eager import are_plain, clip_coefficient, combined, returned_dtype, wide_dtype
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
 from fastclip.strategies import on_device
@@ -41,17 +41,20 @@ class Gradients:
         names: Sequence[str] | None = None,
         scale: Tensor | None = None,
         shards: Shards | None = None,
+        norms: Tensor | None = None,
     ) -> None:
-        """Take what is known of them."""
+        """Take what is known of them; `norms` of each, if they are, GradScaler's scale included."""
         self.parameters, self.total_norm, self.names = parameters, total_norm, names
         self.scale = None if scale is None else scale.to(total_norm.device)
         self.shards = shards
-        self._norm_type = norm_type
+        self._norm_type, self._scaled_norms = norm_type, norms
 
     @functools.cached_property
     def norms(self) -> Tensor:
-        """Return the norm of each, like `total_norm`, 1-dim; reads every gradient once more."""
-        if self.shards is not None:
+        """Return the norm of each, like `total_norm`, 1-dim; reads every gradient unless they are known."""
+        if self._scaled_norms is not None:
+            norms = self._scaled_norms
+        elif self.shards is not None:
             norms = self.shards.norms(self._norm_type)
         else:
             dtype = self.total_norm.dtype
@@ -83,6 +86,9 @@ class Strategy(ABC):
 
     A norm that is not finite is never seen: whatever becomes of the step, the statistics do not change.
     """
+
+    of_each: bool = False
+    """Whether it asks for the norm of each gradient: the total norm then follows from these."""
 
     def __init__(self) -> None:
         """Start from nothing."""
@@ -165,6 +171,7 @@ class Strategy(ABC):
         Reads every gradient once, twice where each has a coefficient of its own, and writes what is clipped.
         """
         names, listed = _named(parameters)
+        norms = None
         spread = shards(
             "clip_grad_norm_", listed, of_gradients=True, group=group, mesh=mesh, norm_type=norm_type
         )
@@ -175,12 +182,14 @@ class Strategy(ABC):
             norm, _ = spread.total_norm(float(norm_type))
             returned = spread.returned(norm)
         elif grads:
-            norm = backends.run("total_norm", grads, float(norm_type), wide_dtype(grads[0]))
+            norm, norms = measured(self, params, grads, float(norm_type))
             returned = norm.to(returned_dtype(grads))
         else:
             return torch.tensor(0.0)
         named = None if names is None else [names[i] for i in at]
-        decision = self._last = self.decide(Gradients(params, norm, float(norm_type), named, shards=spread))
+        decision = self._last = self.decide(
+            Gradients(params, norm, float(norm_type), named, shards=spread, norms=norms)
+        )
         keep = ~norm.isfinite()
         if decision.outlier is not None:
             keep = keep | decision.outlier
@@ -236,6 +245,17 @@ class Global(Strategy):
         limit = self.threshold(norm).clone()
         self.learn(norm)
         return Decision(clip_coefficient(limit, norm).reshape(1), limit)
+
+
+def measured(
+    strategy: object, params: Sequence[Tensor], grads: list[Tensor], norm_type: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the total norm and, where a strategy asks for them, those of which it is made; one read."""
+    wide = wide_dtype(grads[0])
+    if isinstance(strategy, Strategy) and strategy.of_each and norm_type > 0 and are_plain(grads):
+        norms = backends.run("grad_norms", list(params), norm_type, wide).to(wide)
+        return combined([norms], norm_type, {grad.dtype for grad in grads}), norms
+    return backends.run("total_norm", grads, norm_type, wide).to(wide), None
 
 
 def checked(strategy: str, name: str, value: float, ok: Callable[[float], bool], expected: str) -> float:

@@ -18,6 +18,8 @@ class BlockRMS(Strategy):
         `clip_by_block_rms` of optax; Shazeer and Stern, Adafactor, 2018.
     """
 
+    of_each = True
+
     def __init__(self, max_rms: float = 1.0) -> None:
         super().__init__()
         self.max_rms = positive("BlockRMS", "max_rms", max_rms)

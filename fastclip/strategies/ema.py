@@ -43,7 +43,7 @@ class Ema(Strategy):
         self.decay = share("Ema", "decay", decay)
         self.warmup = count("Ema", "warmup", warmup, 1)
         self.warmup_max_norm = positive("Ema", "warmup_max_norm", warmup_max_norm)
-        self.per_tensor = per_tensor
+        self.per_tensor = self.of_each = per_tensor
 
     def _start(self, norms: Tensor) -> dict[str, Tensor]:
         if not self._state:

@@ -24,6 +24,8 @@ class NormStabilised(Strategy):
         Huang et al., Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam, 2025 (AdaGN).
     """
 
+    of_each = True
+
     def __init__(self, beta1: float = 0.7, beta2: float = 0.9, eps: float = 1e-6) -> None:
         super().__init__()
         self.beta1 = share("NormStabilised", "beta1", beta1)

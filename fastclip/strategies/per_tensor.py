@@ -16,6 +16,8 @@ class PerTensor(Strategy):
         `clipnorm` of Keras' optimizers.
     """
 
+    of_each = True
+
     def __init__(self, max_norm: float = 1.0) -> None:
         super().__init__()
         self.max_norm = positive("PerTensor", "max_norm", max_norm)
