@@ -222,7 +222,7 @@ def _wide_norm(tensors: list[Tensor], norm_type: float, foreach: bool | None) ->
 
 
 def combined(norms: list[Tensor], norm_type: float, dtypes: Iterable[torch.dtype]) -> Tensor:
-    """Return the norm of all from norms, of one or more each and on one device, of tensors of these dtypes."""
+    """Return the norm of all from norms on one device, each of one tensor or more, of these dtypes."""
     stacked = torch.cat([norm.reshape(-1) for norm in norms])
     if any(_may_leave_float64(dtype, norm_type) for dtype in dtypes):
         return _scaled_norm(stacked, norm_type)
