@@ -16,6 +16,8 @@ from fastclip.kernels import table
 
 _C = cpu._C
 CPU = DLDeviceType.kDLCPU
+WHOLE: tuple[None, dict[Tensor, Tensor]] = (None, {})
+"""No DTensors, and no gradients in the place of `.grad`."""
 
 pytestmark = pytest.mark.skipif(_C is None, reason="needs the C++ extension")
 
@@ -73,7 +75,7 @@ def test_rows_of_a_step(dtype: torch.dtype) -> None:
     counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64), torch.zeros(())]
     state = {p: adam_state(p, counter=counter) for p, counter in zip(params, counters, strict=True)}
     groups = [(params[:1], False), ([torch.nn.Parameter(torch.zeros(1))], False), (params[1:], True)]
-    found = _C.read_adam_step(groups, state, set(params[2:]), False, CPU)
+    found = _C.read_adam_step(groups, state, set(params[2:]), False, CPU, *WHOLE)
     assert (len(found), found.has_float64, found.has_empty) == (3, dtype == torch.float64, False)
     assert not found.missing
     rows = found.rows().tolist()
@@ -87,7 +89,7 @@ def test_rows_of_a_step(dtype: torch.dtype) -> None:
 def test_rows_of_sgd() -> None:
     with_buffer, without = with_grad(), with_grad()
     state = {with_buffer: {"momentum_buffer": torch.zeros(8)}}
-    found = _C.read_sgd_step([([with_buffer], 0.9), ([without], 0.0)], state, set(), False, CPU)
+    found = _C.read_sgd_step([([with_buffer], 0.9), ([without], 0.0)], state, set(), False, CPU, *WHOLE)
     buffer = state[with_buffer]["momentum_buffer"].data_ptr()
     assert found.rows()[:, 2:9].tolist() == [[buffer, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
 
@@ -95,7 +97,7 @@ def test_rows_of_sgd() -> None:
 def test_parameters_without_state_are_named() -> None:
     params = [with_grad(), with_grad()]
     state = {params[0]: adam_state(params[0])}
-    found = _C.read_adam_step([(params, False)], state, set(), False, CPU)
+    found = _C.read_adam_step([(params, False)], state, set(), False, CPU, *WHOLE)
     assert [p is params[1] for p in found.missing] == [True]
     assert len(found) == 1
     assert not found.counted_on_cpu
@@ -105,9 +107,9 @@ def test_state_wider_than_its_parameter_is_for_the_cuda_library_alone() -> None:
     param = with_grad(torch.bfloat16)
     state = {param: adam_state(param, torch.float32)}
     declined = "parameter 0 of group 0: its exp_avg has another dtype, shape or layout"
-    assert _C.read_adam_step([([param], False)], state, set(), False, CPU) == declined
+    assert _C.read_adam_step([([param], False)], state, set(), False, CPU, *WHOLE) == declined
     group = ([param], False, 0.9, 0.999, 1e-8, 0.0, True, False, 0.1, 0, False)
-    assert len(_C.CudaAdamStep.collect([group], state, set(), False, CPU)) == 1
+    assert len(_C.CudaAdamStep.collect([group], state, set(), False, CPU, *WHOLE)) == 1
 
 
 def test_what_the_kernels_write_may_not_be_shared() -> None:
@@ -120,7 +122,9 @@ def test_what_the_kernels_write_may_not_be_shared() -> None:
         if one_grad:
             listed[1].grad = listed[0].grad
         state = {p: adam_state(p, counter=count) for p, count in zip(listed, counters, strict=True)}
-        answers = [_C.read_adam_step([(listed, False)], state, set(), write, CPU) for write in (False, True)]
+        answers = [
+            _C.read_adam_step([(listed, False)], state, set(), write, CPU, *WHOLE) for write in (False, True)
+        ]
         return [answer if isinstance(answer, str) else None for answer in answers]
 
     apart, own = [memory[:8], memory[8:]], [torch.zeros(()), torch.zeros(())]
@@ -134,7 +138,7 @@ def test_a_step_holds_what_it_has_read() -> None:
     param = with_grad()
     state = {param: adam_state(param)}
     held = [weakref.ref(t) for t in (param.grad, state[param]["exp_avg"], state[param]["step"])]
-    found = _C.read_adam_step([([param], False)], state, set(), False, CPU)
+    found = _C.read_adam_step([([param], False)], state, set(), False, CPU, *WHOLE)
     param.grad = None
     state.clear()
     assert all(tensor() is not None for tensor in held)
@@ -144,7 +148,7 @@ def test_a_step_holds_what_it_has_read() -> None:
 
 def test_autograd_is_told_of_parameters_and_of_gradients_that_are_written() -> None:
     param = with_grad()
-    found = _C.read_sgd_step([([param], 0.0)], {}, set(), False, CPU)
+    found = _C.read_sgd_step([([param], 0.0)], {}, set(), False, CPU, *WHOLE)
     found.increment_versions(with_grads=False)
     assert (param._version, param.grad._version) == (1, 0)
     found.increment_versions(with_grads=True)
