@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
-from fastclip.backends.base import measures_only
+from fastclip.backends.base import checked_threshold, measures_only
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
 
@@ -212,13 +212,7 @@ def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 def _checked_max_norm(function: str, max_norm: float | Tensor) -> float | Tensor:
     if isinstance(max_norm, Tensor):
-        # A tensor is not looked at: on a device that would wait for it.
-        if max_norm.numel() != 1 or max_norm.is_complex():
-            raise ValueError(
-                f"{function}: max_norm is a tensor of shape {tuple(max_norm.shape)} and {max_norm.dtype}; "
-                f"expected a number, or a real tensor of one element."
-            )
-        return max_norm.reshape(())
+        return checked_threshold(function, max_norm)
     max_norm = float(max_norm)
     if max_norm < 0:
         _warn_negative_max_norm()

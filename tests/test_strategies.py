@@ -12,7 +12,7 @@ import pytest
 import strategy_oracle as oracle
 import torch
 from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES, norms, of_norm
-from triton_interpreter import interpreted, needs_triton
+from triton_interpreter import interpreted, needs_triton, noted_launches
 
 import fastclip
 from fastclip import strategies
@@ -99,21 +99,6 @@ def test_a_device_learns_the_same_in_one_launch(
     assert len(launches) == len(sequence)
 
 
-def noted_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels that are launched from here on."""
-    from triton.runtime.interpreter import GridExecutor
-
-    names: list[str] = []
-    launch = GridExecutor.__call__
-
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        names.append(self.fn.__name__)
-        return launch(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", noting)
-    return names
-
-
 def test_norm_stabilised_is_that_of_the_formula() -> None:
     strategy, formula = strategies.NormStabilised(), oracle.norm_stabilised(0.7, 0.9, 1e-6)
     sequence = norms()
@@ -181,6 +166,14 @@ def test_rules_for_each_tensor(dtype: torch.dtype) -> None:
         assert float(norm) == pytest.approx(math.sqrt(16 * 9 + 9 * 0.01), rel=tolerance)
         for param, element in zip(params, (*expected, 0.0), strict=True):
             torch.testing.assert_close(param.grad, torch.full_like(param, element), rtol=tolerance, atol=0)
+
+
+def test_a_scale_on_a_device_is_no_part_of_the_limit() -> None:
+    """What `Value` does where the host does not know the scale: as clamping what is unscaled."""
+    params = gradients_of([torch.tensor([-3.0, 0.25, 2.0]) * 8, torch.tensor([0.5]) * 8])
+    strategies.Value(1.0)._clamp_scaled(params, torch.tensor(8.0))
+    torch.testing.assert_close(params[0].grad, torch.tensor([-8.0, 2.0, 8.0]))
+    torch.testing.assert_close(params[1].grad, torch.tensor([4.0]))
 
 
 def test_agc_is_its_formula() -> None:

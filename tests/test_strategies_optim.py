@@ -14,7 +14,7 @@ import pytest
 import torch
 from distributed_clients import strategies_on_ranks
 from ranks import ranks
-from strategy_cases import OF_EACH, REMEMBERING, STRATEGIES, gradients
+from strategy_cases import REMEMBERING, STRATEGIES, gradients
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from triton_interpreter import interpreted, needs_triton
@@ -211,6 +211,22 @@ def test_a_checkpoint_of_another_strategy_is_refused_and_changes_nothing() -> No
     with pytest.raises(ValueError, match="parameter group"):
         clipped.load_state_dict(broken)
     assert repr(clipped.state_dict()) == before
+
+
+def test_a_load_that_fails_leaves_an_attached_strategy_as_it_was() -> None:
+    params = cases.parameters()
+    optimizer = AdamW(params, lr=1e-2)
+    handle: Any = fastclip.attach(optimizer, strategies.MedianMAD(window=8, warmup=2))
+    handle.step = optimizer.step
+    train(handle, params, range(4))
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(handle, params, range(4, 6))
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match="parameter group"):
+        optimizer.load_state_dict({**saved, "param_groups": []})
+    assert repr(optimizer.state_dict()) == before
+    optimizer.load_state_dict(saved)
+    assert repr(optimizer.state_dict()) == repr(saved)
 
 
 def test_plain_torch_loads_a_checkpoint_with_strategies() -> None:
@@ -418,4 +434,3 @@ def test_ranks_agree_with_one_process(name: str) -> None:
         assert one["thresholds"] == found[0]["thresholds"]
         assert one["skipped"] == found[0]["skipped"]
         assert one["route"] == "native"
-    assert OF_EACH

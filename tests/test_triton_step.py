@@ -14,7 +14,7 @@ from cases import dtype_id
 from optim_oracle import Oracle
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from triton_interpreter import interpreted, needs_triton
+from triton_interpreter import interpreted, needs_triton, noted_launches
 
 import fastclip
 from fastclip import ClippedOptimizer
@@ -49,17 +49,7 @@ def plain(optimizer: Optimizer, **settings: Any) -> ClippedOptimizer:
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels launched."""
-    from triton.runtime.interpreter import GridExecutor
-
-    names: list[str] = []
-    launch = GridExecutor.__call__
-
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        names.append(self.fn.__name__)
-        return launch(self, *args, **kwargs)
-
-    monkeypatch.setattr(GridExecutor, "__call__", noting)
-    return names
+    return noted_launches(monkeypatch)
 
 
 @every_dtype

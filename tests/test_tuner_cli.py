@@ -7,9 +7,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from click.testing import CliRunner
+from tuner_cli_cases import invoke
 
-from fastclip.tuner.cli import tune
 from fastclip.tuner.config import build, read_config
 from fastclip.tuner.errors import ConfigError
 from fastclip.tuner.study.spaces import Choice, Float, Int
@@ -42,13 +41,6 @@ def config(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(CONFIG)
     return path
-
-
-def invoke(*arguments):
-    result = CliRunner().invoke(tune, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 class TestConfig:

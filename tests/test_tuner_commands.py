@@ -13,11 +13,10 @@ import optuna
 import pytest
 import torch
 import tuner_cases as cases
-from click.testing import CliRunner
 from report_cases import MadeUpStudy, scored
 from rich.console import Console
+from tuner_cli_cases import invoke
 
-from fastclip.tuner.cli import tune
 from fastclip.tuner.cli.tables import show_results
 from fastclip.tuner.config import SECTIONS, build, read_config
 from fastclip.tuner.errors import ConfigError
@@ -48,13 +47,6 @@ def config(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text(CONFIG)
     return path
-
-
-def invoke(*arguments):
-    result = CliRunner().invoke(tune, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def test_table_fits_80_columns_with_short_numbers():

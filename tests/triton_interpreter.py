@@ -73,6 +73,21 @@ def _poisoned(num_rows: int, num_columns: int, device: torch.device) -> torch.Te
     return torch.full((num_rows, num_columns), float("nan"), dtype=torch.float64, device=device)
 
 
+def noted_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the names of the kernels that are launched from here on."""
+    from triton.runtime.interpreter import GridExecutor
+
+    names: list[str] = []
+    launch = GridExecutor.__call__
+
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names.append(self.fn.__name__)
+        return launch(self, *args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, "__call__", noting)
+    return names
+
+
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The Triton backend, in force, on CPU tensors cut into small chunks, its scratch poisoned."""

@@ -67,6 +67,20 @@ class Backend(Protocol):
         """Return (position, number of nan, number of inf) of each tensor that has any."""
 
 
+def checked_threshold(function: str, max_norm: Tensor) -> Tensor:
+    """Return a threshold that is a tensor as a 0-dim one; it is not looked at, which may wait for a device.
+
+    Raises:
+        ValueError: It has more elements than one, or is complex; the message starts with `function`.
+    """
+    if max_norm.numel() != 1 or max_norm.is_complex():
+        raise ValueError(
+            f"{function}: max_norm is a tensor of shape {tuple(max_norm.shape)} and {max_norm.dtype}; "
+            f"expected a number, or a real tensor of one element."
+        )
+    return max_norm.detach().reshape(())
+
+
 def threshold_on(device: torch.device, max_norm: float | Tensor) -> float | Tensor:
     """Return a threshold as kernels on a device take it: a number, or a 0-dim float64 beside the gradients.
 
@@ -76,7 +90,7 @@ def threshold_on(device: torch.device, max_norm: float | Tensor) -> float | Tens
         return max_norm
     if max_norm.device.type == "cpu" and device.type != "cpu":
         return float(max_norm)
-    return max_norm.detach().to(device, torch.float64, non_blocking=True)
+    return max_norm.to(device, torch.float64, non_blocking=True)
 
 
 def measures_only(max_norm: float | Tensor) -> bool:

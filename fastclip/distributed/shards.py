@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,17 +13,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
-from fastclip.backends import cpu
 from fastclip.backends.base import measures_only
 from fastclip.distributed import marks
 from fastclip.distributed.marks import Ranks
 from fastclip.distributed.payload import LARGEST_P, Encoding, constant
 from fastclip.distributed.plan import Part, Plan, Planner, Reduction, UnknownLayoutError
+from fastclip.distributed.reading import DTENSOR_MODULE, Found, dtensor_class, find, read, which_flattened
 from fastclip.reference import NORM_EPSILON
-
-_DTENSOR_MODULE = "torch.distributed.tensor"
-_FSDP1_MODULE = "torch.distributed.fsdp._flat_param"
-_FSDP1_MARK = "_fsdp_flattened"
 
 # Lists that are clipped in turns: of a model or two, in a trainer and an optimizer.
 _MAX_PLANS = 8
@@ -73,8 +69,8 @@ def shards(
             )
         return None
     asked = not whole_norm and (group is not None or mesh is not None or marks.any_marked(listed))
-    has_dtensor, has_flattened = _find(listed)
-    flattened = _flattened(listed) if has_flattened else []
+    has_dtensor, has_flattened = find(listed)
+    flattened = which_flattened(listed) if has_flattened else []
     if not whole_norm and group is None and mesh is None and any(flattened) and dist.get_world_size() > 1:
         raise _unknown_holders(function, flattened.index(True), remedy)
     if not (asked or has_dtensor):
@@ -83,8 +79,8 @@ def shards(
         if group is not None or mesh is not None:
             raise ValueError(f"{function}: norm_type={norm_type} over several ranks; expected p > 0 or inf.")
         return None
-    dtensor = _dtensor()
-    found = _read(listed, of_gradients, dtensor)
+    dtensor = dtensor_class()
+    found = read(listed, of_gradients, dtensor)
     if not asked and len(found.plain) == len(listed):
         return None
     # Meshes of one process group after another are equal, and their groups are not.
@@ -103,63 +99,6 @@ def _unknown_holders(function: str, position: int, remedy: str) -> RuntimeError:
         f"{function}: parameter {position} is a shard of FullyShardedDataParallel, which does not say who "
         f"holds the others, so that each rank would have a norm of its own; {remedy}"
     )
-
-
-def _dtensor() -> type[Tensor] | None:
-    """Return the class DTensor if anybody has loaded it."""
-    module = sys.modules.get(_DTENSOR_MODULE)
-    return None if module is None else getattr(module, "DTensor", None)
-
-
-class Found(NamedTuple):
-    """What a list has on this rank.
-
-    Attributes:
-        values: What is meant of each; None where there is no gradient.
-        memory: Of each value on this rank; it may be on its way still.
-        specs: The DTensorSpec of each value, or of the parameter without one; None of what is no DTensor.
-        plain: The items without one.
-        arrived: Whether all memory is there.
-    """
-
-    values: list[Any]
-    memory: list[Any]
-    specs: list[Any]
-    plain: list[Tensor]
-    arrived: bool
-
-
-def _read(listed: list[Tensor], of_gradients: bool, dtensor: type[Tensor] | None) -> Found:
-    if _reads_natively():
-        return Found(*cpu._C.read_shards(listed, of_gradients, dtensor))
-    kind: Any = dtensor
-    values: list[Any] = [x.grad for x in listed] if of_gradients else list(listed)
-    shown: list[Any] = [item if value is None else value for item, value in zip(listed, values, strict=True)]
-    specs = [x._spec if type(x) is kind else None for x in shown]
-    memory = [x._local_tensor if type(x) is kind else x for x in values]
-    plain = [item for item, spec in zip(listed, specs, strict=True) if spec is None]
-    return Found(values, memory, specs, plain, all(type(local) is Tensor for local in memory))
-
-
-def _find(listed: list[Tensor]) -> tuple[bool, bool]:
-    """Return whether there is a DTensor, and else whether there is a shard of FullyShardedDataParallel."""
-    dtensor = _dtensor()
-    mark = _FSDP1_MARK if _FSDP1_MODULE in sys.modules and dist.is_initialized() else None
-    if dtensor is None and mark is None:
-        return False, False
-    if _reads_natively():
-        found: tuple[bool, bool] = cpu._C.find_shards(listed, dtensor, mark)
-        return found
-    return dtensor in set(map(type, listed)), mark is not None and any(_flattened(listed))
-
-
-def _flattened(listed: list[Tensor]) -> list[bool]:
-    """Return whether each is a shard that FullyShardedDataParallel made."""
-    return [getattr(x, _FSDP1_MARK, False) for x in listed]
-
-
-def _reads_natively() -> bool:
-    return cpu.unavailable_reason() is None
 
 
 def _planned(
@@ -506,7 +445,7 @@ class _Holder:
 
 
 def _replicate() -> Any:
-    return sys.modules[_DTENSOR_MODULE].Replicate()
+    return sys.modules[DTENSOR_MODULE].Replicate()
 
 
 def _on(tensor: Tensor, device_type: str, groups: Sequence[dist.ProcessGroup]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +92,7 @@ class AttachedClipping:
         # What has to be put back after the step.
         self._hidden: list[tuple[Tensor, Tensor | None]] = []
         self._attributes: dict[str, Any] = {}
+        self._go_on: Callable[[], None] = lambda: None
         setattr(optimizer, ATTACHED, settings)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -211,11 +211,8 @@ class AttachedClipping:
 
     def _take_counters(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         state, counters = checkpoints.without_counters(state)
-        # torch loads after this hook and says nothing if it fails.
-        self._loading = contextlib.ExitStack()
-        self._loading.enter_context(checkpoints.loading(optimizer, counters, self._settings))
-        self._tally.load_state_dict(counters)
+        self._go_on = checkpoints.loading(optimizer, counters, self._tally, self._settings)
         return state
 
     def _end_loading(self, optimizer: Optimizer) -> None:
-        self._loading.close()
+        self._go_on()

@@ -8,9 +8,9 @@ FullyShardedDataParallel (not `fully_shard`) leaves no place for them: there the
 
 from __future__ import annotations
 
-import contextlib
+import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,32 +85,32 @@ def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return rest, None if counters is None else dict(zip(_NAMES, counters.tolist(), strict=True))
 
 
-@contextlib.contextmanager
-def loading(optimizer: Optimizer, counters: dict[str, Any] | None, settings: Settings) -> Iterator[None]:
-    """Let the strategies go on from a checkpoint while the optimizer loads the rest of it.
+def loading(
+    optimizer: Optimizer, counters: dict[str, Any] | None, tally: Tally, settings: Settings
+) -> Callable[[], None]:
+    """Return what lets counters and strategies go on from a checkpoint, for when the optimizer has loaded.
 
-    All or none: what raises, here or in the block, leaves the strategies as they were. Groups keep the
-    strategies and tensors that are their max_norm, which no checkpoint has.
+    Nothing has changed before it is called. It gives groups back the strategies and tensors that are their
+    max_norm, which no checkpoint has.
 
     Raises:
         ValueError: The checkpoint is of another strategy.
     """
     saved = (counters or {}).get(STRATEGIES, {})
-    at_work = dict(strategies_of(optimizer, settings))
+    states = [(s, saved[name]) for name, s in strategies_of(optimizer, settings) if name in saved]
+    for strategy, state in states:
+        copy.deepcopy(strategy).load_state_dict(state)  # objects to what it cannot load
     own = [group.get(GROUP_KEY) for group in optimizer.param_groups]
-    before = {name: strategy.state_dict() for name, strategy in at_work.items()}
-    try:
-        for name, strategy in at_work.items():
-            if name in saved:
-                strategy.load_state_dict(saved[name])
-        yield
-    except BaseException:
-        for name, strategy in at_work.items():
-            strategy.load_state_dict(before[name])
-        raise
-    for group, limit in zip(optimizer.param_groups, own, strict=False):
-        if isinstance(limit, Strategy | Tensor):
-            group[GROUP_KEY] = limit
+
+    def go_on() -> None:
+        tally.load_state_dict(counters)
+        for strategy, state in states:
+            strategy.load_state_dict(state)
+        for group, limit in zip(optimizer.param_groups, own, strict=True):
+            if isinstance(limit, Strategy | Tensor):
+                group[GROUP_KEY] = limit
+
+    return go_on
 
 
 def _of_numbers(group: dict[str, Any]) -> dict[str, Any]:

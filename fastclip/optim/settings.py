@@ -10,6 +10,7 @@ from typing import TypeAlias
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from fastclip.backends.base import checked_threshold
 from fastclip.distributed.marks import Ranks
 from fastclip.optim.outcome import Outcome
 from fastclip.strategies import Strategy
@@ -103,12 +104,7 @@ def checked_max_norm(function: str, max_norm: MaxNorm) -> MaxNorm:
     if isinstance(max_norm, Strategy):
         return max_norm
     if isinstance(max_norm, Tensor):
-        if max_norm.numel() != 1 or max_norm.is_complex():
-            raise ValueError(
-                f"{function}: max_norm is a tensor of shape {tuple(max_norm.shape)} and {max_norm.dtype}; "
-                f"expected a number, or a real tensor of one element."
-            )
-        return max_norm.detach().reshape(())
+        return checked_threshold(function, max_norm)
     try:
         limit = float(max_norm)
     except TypeError as error:

@@ -263,9 +263,9 @@ class ClippedOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state = pre_hook(self, state) or state
         state, counters = checkpoints.without_counters(state)
-        with checkpoints.loading(self.optimizer, counters, self._settings):
-            self.optimizer.load_state_dict(state)
-        self._tally.load_state_dict(counters)
+        go_on = checkpoints.loading(self.optimizer, counters, self._tally, self._settings)
+        self.optimizer.load_state_dict(state)
+        go_on()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -87,9 +86,6 @@ class Strategy(ABC):
     A norm that is not finite is never seen: whatever becomes of the step, the statistics do not change.
     """
 
-    of_each: bool = False
-    """Whether it asks for the norm of each gradient: the total norm then follows from these."""
-
     def __init__(self) -> None:
         """Start from nothing."""
         self._state: dict[str, Tensor] = {}
@@ -104,6 +100,11 @@ class Strategy(ABC):
     def decide(self, gradients: Gradients) -> Decision:
         """Return what to do with these gradients, and learn from them."""
 
+    @property
+    def of_each(self) -> bool:
+        """Whether it asks for the norm of each gradient: the total norm then follows from these."""
+        return False
+
     def _initial(self, like: Tensor) -> dict[str, Tensor]:
         """Return the state before the first step, of the device and the dtype of `like`."""
         return {}
@@ -115,6 +116,22 @@ class Strategy(ABC):
         elif next(iter(self._state.values())).device != like.device:
             self._state = {name: value.to(like.device) for name, value in self._state.items()}
         return self._state
+
+    def _of_norms(self, norms: Tensor, **initial: float) -> dict[str, Tensor]:
+        """Return a state with an entry for each norm, which begins with these numbers.
+
+        Raises:
+            ValueError: There are more or fewer norms than in the step before.
+        """
+        if not self._state:
+            self._state = {name: torch.full_like(norms, value) for name, value in initial.items()}
+        state = self._on(norms)
+        if (before := next(iter(state.values())).numel()) != norms.numel():
+            raise ValueError(
+                f"{type(self).__name__}: {norms.numel()} parameters have a gradient, and {before} had one "
+                f"before; expected the same in every step."
+            )
+        return state
 
     def state_dict(self) -> dict[str, Any]:
         """Return the class and what it has seen, as copies; the settings stay with the object."""
@@ -199,13 +216,6 @@ class Strategy(ABC):
         else:
             backends.run("scale_grads_", params, coefs)
         return returned
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Strategy:
-        """Return one that has seen the same, with a state of its own."""
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in vars(self).items()})
-        return twin
 
     def __repr__(self) -> str:
         """Return the class and its settings."""

@@ -18,7 +18,7 @@ class BlockRMS(Strategy):
         `clip_by_block_rms` of optax; Shazeer and Stern, Adafactor, 2018.
     """
 
-    of_each = True
+    of_each = True  # as `Strategy.of_each`
 
     def __init__(self, max_rms: float = 1.0) -> None:
         super().__init__()

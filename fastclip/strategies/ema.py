@@ -43,21 +43,12 @@ class Ema(Strategy):
         self.decay = share("Ema", "decay", decay)
         self.warmup = count("Ema", "warmup", warmup, 1)
         self.warmup_max_norm = positive("Ema", "warmup_max_norm", warmup_max_norm)
-        self.per_tensor = self.of_each = per_tensor
+        self.per_tensor = per_tensor
 
-    def _start(self, norms: Tensor) -> dict[str, Tensor]:
-        if not self._state:
-            self._state = {
-                "average": torch.full_like(norms, math.inf),
-                "seen": torch.zeros_like(norms),
-            }
-        state = self._on(norms)
-        if state["average"].shape != norms.shape:
-            raise ValueError(
-                f"Ema: {norms.numel()} parameters have a gradient, and {state['average'].numel()} had one "
-                f"before; expected the same in every step. per_tensor=False needs only the total norm."
-            )
-        return state
+    @property
+    def of_each(self) -> bool:
+        """Whether each gradient has an average of its own."""
+        return self.per_tensor
 
     def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
         of_one = state["average"].numel() == 1
@@ -69,7 +60,7 @@ class Ema(Strategy):
         """Return a coefficient for all, or one for each parameter."""
         total = gradients.total_norm
         norms = gradients.norms if self.per_tensor else total.reshape(1)
-        state = self._start(norms)
+        state = self._of_norms(norms, average=math.inf, seen=0.0)
         average, seen = state["average"], state["seen"]
         if (kernels := on_device.kernels(norms)) is not None:
             settings = self.ratio, self.decay, self.warmup, self.warmup_max_norm

@@ -70,4 +70,4 @@ class MedianMAD(Global):
         mad = (window - median).abs_().nanmedian()
         limit = torch.add(median, mad, alpha=self.k * _NORMAL)
         early = windows.while_few(median, self.warmup_factor)
-        state["threshold"].copy_(torch.where(window[-self.warmup].isnan(), early, limit))
+        state["threshold"].copy_(windows.once_full(window, self.warmup, limit, early))

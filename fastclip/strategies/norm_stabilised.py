@@ -24,7 +24,7 @@ class NormStabilised(Strategy):
         Huang et al., Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam, 2025 (AdaGN).
     """
 
-    of_each = True
+    of_each = True  # as `Strategy.of_each`
 
     def __init__(self, beta1: float = 0.7, beta2: float = 0.9, eps: float = 1e-6) -> None:
         super().__init__()
@@ -32,28 +32,13 @@ class NormStabilised(Strategy):
         self.beta2 = share("NormStabilised", "beta2", beta2)
         self.eps = positive("NormStabilised", "eps", eps)
 
-    def _start(self, norms: Tensor) -> dict[str, Tensor]:
-        if not self._state:
-            self._state = {
-                "mean": torch.zeros_like(norms),
-                "square": torch.zeros_like(norms),
-                "seen": norms.new_zeros(()),
-            }
-        state = self._on(norms)
-        if state["mean"].shape != norms.shape:
-            raise ValueError(
-                f"NormStabilised: {norms.numel()} parameters have a gradient, and {state['mean'].numel()} "
-                f"had one before; expected the same in every step."
-            )
-        return state
-
     def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
         return None  # as many as there are parameters, which show themselves in the next step
 
     def decide(self, gradients: Gradients) -> Decision:
         """Return a coefficient for each parameter, which may be above 1."""
         norms = gradients.norms
-        state = self._start(norms)
+        state = self._of_norms(norms, mean=0.0, square=0.0, seen=0.0)
         finite = gradients.total_norm.isfinite()
         known = torch.where(finite, norms, 0.0)
         weight = finite.to(norms.dtype)

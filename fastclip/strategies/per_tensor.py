@@ -16,7 +16,7 @@ class PerTensor(Strategy):
         `clipnorm` of Keras' optimizers.
     """
 
-    of_each = True
+    of_each = True  # as `Strategy.of_each`
 
     def __init__(self, max_norm: float = 1.0) -> None:
         super().__init__()

@@ -24,6 +24,6 @@ def while_few(median: Tensor, factor: float) -> Tensor:
     return median.mul(factor).nan_to_num_(math.inf, math.inf)
 
 
-def once_full(window: Tensor, fewest: int, value: Tensor) -> Tensor:
-    """Return a value if the window holds that many norms, else inf; 0-dim."""
-    return torch.where(window[-fewest].isnan(), math.inf, value)
+def once_full(window: Tensor, fewest: int, value: Tensor, early: float | Tensor = math.inf) -> Tensor:
+    """Return a value if the window holds that many norms, else what is to count until then; 0-dim."""
+    return torch.where(window[-fewest].isnan(), early, value)
