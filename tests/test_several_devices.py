@@ -13,7 +13,7 @@ from cuda_library import Devices
 from triton_interpreter import interpreted, needs_triton
 
 import fastclip
-from fastclip import reference
+from fastclip import backends, reference
 from fastclip.backends import cpu, eager, triton
 from fastclip.backends import devices as placing
 
@@ -93,6 +93,16 @@ def check_every_operation(make: Make, dtypes: tuple[torch.dtype, ...]) -> None:
             torch.testing.assert_close(grad.cpu().double(), before.double() * coefficient, **near)
             assert other.grad is not None
             torch.testing.assert_close(other.grad.cpu().double(), before.double() * coefficient, **near)
+    every = torch.linspace(0.25, 0.75, len(plain), dtype=torch.float64)
+    for coefs in (torch.tensor([0.5], dtype=torch.float64), every):
+        parameters = make(values(dtypes))
+        first = parameters[0].grad
+        assert first is not None
+        backends.run("scale_grads_", parameters, coefs.to(first.device))
+        for parameter, before, coef in zip(parameters, plain, coefs.expand(len(plain)), strict=True):
+            assert parameter.grad is not None
+            near = {"rtol": 4 * torch.finfo(before.dtype).eps, "atol": 1e-7}
+            torch.testing.assert_close(parameter.grad.cpu().double(), before.double() * coef, **near)
     parameters = make(values(dtypes))
     fastclip.clip_grad_value_(parameters, 0.25)
     for parameter, before in zip(parameters, plain, strict=True):
