@@ -20,6 +20,7 @@ from fastclip.backends import cpu, devices
 from fastclip.backends import cuda as backend
 from fastclip.optim import native
 from fastclip.optim.native import cuda
+from fastclip.strategies.within import Units
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "csrc" / "cuda"
@@ -79,6 +80,7 @@ class StepOptions(ctypes.Structure):
         ("max_norm_on_device", ctypes.c_void_p),
         ("given_coefs", ctypes.c_void_p),
         ("given_per_span", ctypes.c_uint8),
+        ("max_value", ctypes.c_double),
         ("grad_scale", ctypes.c_void_p),
         ("found_inf", ctypes.c_void_p),
         ("skip_nonfinite", ctypes.c_uint8),
@@ -163,6 +165,8 @@ def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     patch.setattr(backend, "DLPACK_TYPE", DLDeviceType.kDLCPU)
     patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
     patch.setattr(native, "_NAMES", ("cuda",))
+    # Which, for a parameter on the CPU, takes it to be for the CPU's kernels.
+    patch.setattr(Units, "folds", lambda units, params: False)
     return library
 
 

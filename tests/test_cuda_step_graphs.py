@@ -55,7 +55,7 @@ class Problem:
     def step(self, library: Library) -> None:
         said = (self.total_norm, self.clip_coef, self.skipped, self.counts)
         where = (tensor.data_ptr() for tensor in said)
-        options = StepOptions(2.0, 1.0, None, None, 0, None, None, 1, 0, 0, *where)
+        options = StepOptions(2.0, 1.0, None, None, 0, math.inf, None, None, 1, 0, 0, *where)
         library.adam_step(list(self.grads), self.targets(), [self.rule()], options)
 
     def values(self) -> list[torch.Tensor]:
@@ -158,6 +158,6 @@ def test_bad_targets_are_refused_untouched(library: Library, field: str, value: 
             list(problem.grads),
             [target],
             [problem.rule()],
-            StepOptions(2.0, 1.0, None, None, 0, None, None, 1, 0, 0, *where),
+            StepOptions(2.0, 1.0, None, None, 0, math.inf, None, None, 1, 0, 0, *where),
         )
     torch.testing.assert_close(problem.values(), before, rtol=0, atol=0)

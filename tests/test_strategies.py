@@ -17,6 +17,7 @@ from triton_interpreter import interpreted, needs_triton, noted_launches
 import fastclip
 from fastclip import strategies
 from fastclip.strategies import Gradients, Strategy
+from fastclip.strategies.within import Elements
 
 __all__ = ["interpreted"]
 
@@ -171,7 +172,7 @@ def test_rules_for_each_tensor(dtype: torch.dtype) -> None:
 def test_a_scale_on_a_device_is_no_part_of_the_limit() -> None:
     """What `Value` does where the host does not know the scale: as clamping what is unscaled."""
     params = gradients_of([torch.tensor([-3.0, 0.25, 2.0]) * 8, torch.tensor([0.5]) * 8])
-    strategies.Value(1.0)._clamp_scaled(params, torch.tensor(8.0))
+    Elements(1.0)._clamp_scaled(params, torch.tensor(8.0))
     torch.testing.assert_close(params[0].grad, torch.tensor([-8.0, 2.0, 8.0]))
     torch.testing.assert_close(params[1].grad, torch.tensor([4.0]))
 

@@ -113,7 +113,13 @@ def step_variants() -> Iterator[Variant]:
             constants |= absent(signature)
             yield Variant(f"{kind}_decide_{name}", decide, signature, constants, step_launch.OF_TENSORS)
         layout = launch.blocks(kind, CUDA)
-        signature = {**CHUNKS, "targets": "*i64", "coefficients": "*fp64", "skipped": "*u8"}
+        signature = {
+            **CHUNKS,
+            "targets": "*i64",
+            "coefficients": "*fp64",
+            "skipped": "*u8",
+            "max_value": "fp64",
+        }
         for name, write_grads in (("step", False), ("step_and_write", True)):
             constants = {"WRITE_GRADS": write_grads, "ROWS": layout.rows}
             yield Variant(f"{kind}_{name}", update, signature, constants, layout)

@@ -38,10 +38,16 @@ using ScaleKernel = void (*)(void* x, int64_t numel, double coef);
 using ClampKernel = bool (*)(void* x, int64_t numel, double lo, double hi);
 using CountNonfiniteKernel = NonfiniteCount (*)(const void* x, int64_t numel);
 
-// Update a parameter and its state with the gradient times `grad_factor`.
-using AdamKernel = void (*)(const StepChunk& chunk, int64_t numel, double grad_factor,
+// What becomes of a gradient before the update sees it: times `factor`, then within [-max_value, max_value].
+struct GradRule {
+  double factor;
+  double max_value;  // inf: no bound
+};
+
+// Update a parameter and its state.
+using AdamKernel = void (*)(const StepChunk& chunk, int64_t numel, const GradRule& grad_rule,
                             const AdamCoefficients& coefficients);
-using SgdKernel = void (*)(const StepChunk& chunk, int64_t numel, double grad_factor,
+using SgdKernel = void (*)(const StepChunk& chunk, int64_t numel, const GradRule& grad_rule,
                            const SgdCoefficients& coefficients);
 
 struct Kernels {

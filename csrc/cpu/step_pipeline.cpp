@@ -1,5 +1,7 @@
 #include "step_pipeline.h"
 
+#include <cmath>
+
 #include "pass.h"
 
 namespace fastclip::cpu {
@@ -14,19 +16,30 @@ struct CallKernel {
   DType dtype;
   const StepChunk& chunk;
   int64_t numel;
-  double grad_factor;
+  GradRule grad_rule;
 
-  void operator()(const AdamCoefficients& c) const { table.adam[index(dtype)](chunk, numel, grad_factor, c); }
-  void operator()(const SgdCoefficients& c) const { table.sgd[index(dtype)](chunk, numel, grad_factor, c); }
+  void operator()(const AdamCoefficients& c) const { table.adam[index(dtype)](chunk, numel, grad_rule, c); }
+  void operator()(const SgdCoefficients& c) const { table.sgd[index(dtype)](chunk, numel, grad_rule, c); }
 };
 
-void update(const Kernels& table, const Span& grad, const Chunk& chunk, const StepTarget& target,
-            const StepRule& rule, double grad_factor) {
-  const int64_t offset = chunk.begin * item_size(grad.dtype);
-  StepChunk at{advance(target.param, offset), chunk.data(grad), {}};
+// Elements begin .. begin + numel of one tensor. With `write_grads` the clipped gradient is left behind.
+void update(const Kernels& table, const Span& grad, int64_t begin, int64_t numel, const StepTarget& target,
+            const StepRule& rule, GradRule grad_rule, bool write_grads) {
+  const int64_t offset = begin * item_size(grad.dtype);
+  StepChunk at{advance(target.param, offset), advance(grad.data, offset), {}};
   for (int s = 0; s < kMaxStepState; ++s) at.state[s] = advance(target.state[s], offset);
-  const double factor = rule.maximize ? -grad_factor : grad_factor;
-  std::visit(CallKernel{table, grad.dtype, at, chunk.numel, factor}, rule.coefficients);
+  if (write_grads) {
+    void* const written = advance(grad.data, offset);
+    if (changes_values(grad_rule.factor, grad.dtype)) {
+      table.scale[index(grad.dtype)](written, numel, grad_rule.factor);
+      grad_rule.factor = 1.0;
+    }
+    if (std::isfinite(grad_rule.max_value)) {
+      table.clamp[index(grad.dtype)](written, numel, -grad_rule.max_value, grad_rule.max_value);
+    }
+  }
+  if (rule.maximize) grad_rule.factor = -grad_rule.factor;
+  std::visit(CallKernel{table, grad.dtype, at, numel, grad_rule}, rule.coefficients);
 }
 
 }  // namespace
@@ -36,11 +49,13 @@ StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<Step
   const Pass pass(grads, num_threads);
   const std::vector<double>& given = options.given_coefs;
   std::vector<Accumulator> parts(given.empty() ? pass.chunks().size() : 0);
+  Units units(pass, targets, options.units, options.grad_scale);
   StepVerdict stepped{0.0, 1.0, false, 1.0};
   run_stages(
       pass.num_threads(),
       [&](int thread, int team) {
         if (given.empty()) pass.accumulate(options.norm_type, thread, team, parts);
+        if (!options.units.numel.empty()) units.measure_crossing(thread, team);
       },
       [&] {
         if (!given.empty()) {
@@ -60,12 +75,17 @@ StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<Step
           const Chunk& chunk = pass.chunks()[i];
           const Span& grad = pass.span(chunk);
           const StepTarget& target = targets[chunk.span];
-          double factor = given.size() > 1 ? given[chunk.span] / options.grad_scale : stepped.grad_factor;
-          if (options.write_grads && changes_values(factor, grad.dtype)) {
-            pass.table().scale[index(grad.dtype)](chunk.data(grad), chunk.numel, factor);
-            factor = 1.0;
+          const double factor =
+              given.size() > 1 ? given[chunk.span] / options.grad_scale : stepped.grad_factor;
+          const auto run = [&](int64_t begin, int64_t numel, double coef) {
+            update(pass.table(), grad, begin, numel, target, rules[target.rule],
+                   {factor * coef, options.max_value}, options.write_grads);
+          };
+          if (units.has(chunk)) {
+            units.for_each(i, run);
+          } else {
+            run(chunk.begin, chunk.numel, 1.0);
           }
-          update(pass.table(), grad, chunk, target, rules[target.rule], factor);
         }
       });
   return stepped;

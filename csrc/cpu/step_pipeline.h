@@ -6,6 +6,7 @@
 
 #include "../finalize.h"
 #include "combine.h"
+#include "units.h"
 
 namespace fastclip::cpu {
 
@@ -24,6 +25,9 @@ struct StepOptions {
   // What to multiply the gradients by, where that is known beforehand: for all, or for each. Nothing is
   // measured then. Empty: it follows from their norm.
   std::vector<double> given_coefs;
+  // What is clipped within each gradient, after its coefficient: elements, at inf none, and units.
+  double max_value;
+  UnitRule units;
 };
 
 // Clips by the norm of all gradients together, or by the coefficients given, and updates every target, in one

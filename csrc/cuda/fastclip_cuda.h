@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define FASTCLIP_CUDA_ABI_VERSION 3
+#define FASTCLIP_CUDA_ABI_VERSION 4
 
 #if defined(__GNUC__)
 #define FASTCLIP_CUDA_API __attribute__((visibility("default")))
@@ -98,6 +98,7 @@ typedef struct {
   // norm.
   const double* given_coefs;
   uint8_t given_per_span;
+  double max_value;         // bound of each element's magnitude, after all that; inf: none
   const float* grad_scale;  // the gradients are this many times too large; NULL: they are not
   const float* found_inf;   // not 0 skips the step; NULL: nothing does
   uint8_t skip_nonfinite;   // a norm that is nan or inf skips the step

@@ -81,6 +81,7 @@ struct UpdateArguments {
   const FastclipCudaStepTarget* targets;
   const StepHeader* header;
   const SpanStep<Rule>* steps;
+  double max_value;
   bool write_grads;
 };
 
@@ -174,14 +175,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // Apply, inside the optimizer: update every parameter and its state from the clipped gradient.
 //
-// Math      as torch.optim.Adam, AdamW and SGD define it, with g = grad * grad_factor; the factor holds the
-//           clip coefficient and the scale of a GradScaler.
+// Math      as torch.optim.Adam, AdamW and SGD define it, with g = grad * grad_factor, bounded in its
+// magnitude
+//           if it is to be; the factor holds the clip coefficient and the scale of a GradScaler.
 // Grid      kUpdateBlocksPerMultiprocessor blocks per multiprocessor, all resident, or one per tile if there
 //           are fewer; a block walks backwards over what two blocks of accumulate read, of which L2 still
 //           holds the end.
 // Traffic   N = bytes of gradients, with state of the same type: Adam reads 4 N and writes 3 N (5 and 4 with
 //           amsgrad), SGD reads 3 N and writes 2 N with momentum, 2 N and 1 N without. Gradients are written
-//           only if asked for, and only if the factor is not 1. A step that is skipped reads 16 bytes.
+//           only if asked for, and only if the factor is not 1 or there is a bound. A step that is skipped
+//           reads 16 bytes.
 // Order     elementwise.
 // Requires  pointers aligned to their elements; those of a span that share a 16-byte boundary are moved 16
 //           bytes at a time, the others singly. No two tensors share memory, except gradients that are not
@@ -203,13 +206,15 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocksPerMultiprocessor)
     using Real = typename Arithmetic<T>::Real;
     const FastclipCudaStepTarget& target = arguments.targets[span];
     const SpanStep<Rule>& step = arguments.steps[span];
-    const bool written = arguments.write_grads && changes_values(step.grad_factor, dtype_of(T{}));
-    const GradFactor<Real> factor{static_cast<Real>(step.grad_factor), step.maximize, written};
+    const bool changes = changes_values(step.grad_factor, dtype_of(T{})) || arguments.max_value < INFINITY;
+    const bool written = arguments.write_grads && changes;
+    const GradRule<Real> rule{static_cast<Real>(step.grad_factor), static_cast<Real>(arguments.max_value),
+                              step.maximize, written};
     Step<Rule>::template with_update<Real>(step.coefficients, target, [&](const auto& update) {
       if (sizeof(T) == 2 && target.state_dtype == FASTCLIP_CUDA_FLOAT32) {
-        update_piece<Real>(piece, target, update, factor);
+        update_piece<Real>(piece, target, update, rule);
       } else {
-        update_piece<T>(piece, target, update, factor);
+        update_piece<T>(piece, target, update, rule);
       }
     });
   });
@@ -266,8 +271,9 @@ cudaError_t step(const Table& table, const TargetTable& targets, const Rule* rul
   const cudaError_t error = settle_all(targets, rules, num_rules, arguments, grid.stream);
   if (error != cudaSuccess) return error;
   return with_argument(table, [&](const auto& argument) {
-    return launch(update_spans<Rule, std::decay_t<decltype(argument)>::kCapacity>, grid, kThreads, argument,
-                  UpdateArguments<Rule>{targets.on_device, header, steps, options.write_grads != 0});
+    return launch(
+        update_spans<Rule, std::decay_t<decltype(argument)>::kCapacity>, grid, kThreads, argument,
+        UpdateArguments<Rule>{targets.on_device, header, steps, options.max_value, options.write_grads != 0});
   });
 }
 

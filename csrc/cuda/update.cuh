@@ -77,11 +77,19 @@ struct SgdUpdate {
 
 // What becomes of a gradient before the update sees it.
 template <class Real>
-struct GradFactor {
+struct GradRule {
   Real factor;
+  Real max_value;  // bound of the magnitude, after the factor; inf: none
   bool maximize;
-  bool written;  // leave factor * gradient behind, and update with that, as rounded
+  bool written;  // leave what the gradient becomes behind, and update with that, as rounded
 };
+
+// A nan stays, and without a bound everything does.
+template <class Real>
+__device__ Real bounded(Real x, Real max_value) {
+  x = x > max_value ? max_value : x;
+  return x < -max_value ? -max_value : x;
+}
 
 // kCount neighbours, moved 16 bytes at a time, or all at once where they are fewer.
 template <class T, int kCount>
@@ -129,7 +137,7 @@ struct Operands {
   }
 
   template <int kCount, class Update, class Real>
-  __device__ void update(int64_t at, const Update& update, const GradFactor<Real>& factor) const {
+  __device__ void update(int64_t at, const Update& update, const GradRule<Real>& rule) const {
     Neighbours<T, kCount> params, grads;
     Neighbours<S, kCount> states[kNumStates > 0 ? kNumStates : 1];
     params.load(param + at);
@@ -138,21 +146,21 @@ struct Operands {
     for (int s = 0; s < kNumStates; ++s) states[s].load(state[s] + at);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      Real g = widen(grads.element[i]) * factor.factor;
-      if (factor.written) {
+      Real g = bounded<Real>(widen(grads.element[i]) * rule.factor, rule.max_value);
+      if (rule.written) {
         grads.element[i] = Arithmetic<T>::rounded(g);
         g = widen(grads.element[i]);
       }
       Real widened[kNumStates > 0 ? kNumStates : 1];
 #pragma unroll
       for (int s = 0; s < kNumStates; ++s) widened[s] = widen(states[s].element[i]);
-      const Real updated = update(widen(params.element[i]), factor.maximize ? -g : g, widened);
+      const Real updated = update(widen(params.element[i]), rule.maximize ? -g : g, widened);
       params.element[i] = Arithmetic<T>::rounded(updated);
 #pragma unroll
       for (int s = 0; s < kNumStates; ++s) states[s].element[i] = Arithmetic<S>::rounded(widened[s]);
     }
     params.store(param + at);
-    if (factor.written) grads.store(grad + at);
+    if (rule.written) grads.store(grad + at);
 #pragma unroll
     for (int s = 0; s < kNumStates; ++s) states[s].store(state[s] + at);
   }
@@ -161,14 +169,14 @@ struct Operands {
 // Updates a piece, its end first; element by element where the tensors differ in alignment.
 template <class S, class T, class Update, class Real>
 __device__ void update_piece(const Piece<T>& piece, const FastclipCudaStepTarget& target,
-                             const Update& update, const GradFactor<Real>& factor) {
+                             const Update& update, const GradRule<Real>& rule) {
   // What fills 16 bytes of the wider type.
   constexpr int kCount = sizeof(uint4) / (sizeof(T) < sizeof(S) ? sizeof(S) : sizeof(T));
   const Operands<T, S, Update::kNumStates> operands(piece, target);
   const auto thread = static_cast<int>(threadIdx.x);
   if (!operands.aligned_at(piece.head())) {
 #pragma unroll 1
-    for (int64_t i = thread; i < piece.numel(); i += kThreads) operands.template update<1>(i, update, factor);
+    for (int64_t i = thread; i < piece.numel(); i += kThreads) operands.template update<1>(i, update, rule);
     return;
   }
   const int64_t num_groups = piece.num_vectors() * (Vector<T>::kSize / kCount);
@@ -176,10 +184,10 @@ __device__ void update_piece(const Piece<T>& piece, const FastclipCudaStepTarget
 #pragma unroll 1
   for (int64_t first = (num_groups - 1) / kThreads * kThreads; first >= 0; first -= kThreads) {
     const int64_t i = first + thread;
-    if (i < num_groups) operands.template update<kCount>(piece.head() + i * kCount, update, factor);
+    if (i < num_groups) operands.template update<kCount>(piece.head() + i * kCount, update, rule);
   }
   if (thread < piece.num_scalars()) {
-    operands.template update<1>(piece.scalar(thread) - piece.data(), update, factor);
+    operands.template update<1>(piece.scalar(thread) - piece.data(), update, rule);
   }
 }
 

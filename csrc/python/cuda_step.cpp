@@ -104,15 +104,16 @@ class CudaStep : public HeldStep {
 
   // Pointers are addresses on the device; 0 is NULL.
   std::string run(double p, double max_norm, const py::int_& max_norm_on_device, const py::int_& given_coefs,
-                  bool given_per_span, bool skip_nonfinite, bool write_grads, const py::int_& grad_scale,
-                  const py::int_& found_inf, bool norm_is_float64, const py::int_& total_norm,
-                  const py::int_& clip_coef, const py::int_& skipped, const py::int_& counts,
-                  const py::int_& workspace) const {
+                  bool given_per_span, double max_value, bool skip_nonfinite, bool write_grads,
+                  const py::int_& grad_scale, const py::int_& found_inf, bool norm_is_float64,
+                  const py::int_& total_norm, const py::int_& clip_coef, const py::int_& skipped,
+                  const py::int_& counts, const py::int_& workspace) const {
     const FastclipCudaStepOptions options{p,
                                           max_norm,
                                           pointer<double>(max_norm_on_device),
                                           pointer<double>(given_coefs),
                                           given_per_span,
+                                          max_value,
                                           pointer<float>(grad_scale),
                                           pointer<float>(found_inf),
                                           skip_nonfinite,
@@ -149,8 +150,9 @@ void define(py::module_& m, const char* name) {
                   "device_type"_a, "dtensor"_a, "gradients"_a, "The step, or why it is not for the library.")
       .def_property_readonly("workspace_bytes", &Step::workspace_bytes)
       .def("run", &Step::run, "p"_a, "max_norm"_a, "max_norm_on_device"_a, "given_coefs"_a,
-           "given_per_span"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a, "found_inf"_a,
-           "norm_is_float64"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a, "workspace"_a);
+           "given_per_span"_a, "max_value"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a,
+           "found_inf"_a, "norm_is_float64"_a, "total_norm"_a, "clip_coef"_a, "skipped"_a, "counts"_a,
+           "workspace"_a);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "cpu/step_pipeline.h"
@@ -51,13 +52,17 @@ struct SgdGroup {
   }
 };
 
+// (ratio, eps, elements of a unit of each gradient): cpu::UnitRule.
+using UnitSettings = std::tuple<double, double, std::vector<int64_t>>;
+
 // Answers with (total norm, coefficient, skipped, any float64); None without gradients; a list of the
 // parameters that lack state; or a string, why this step is not for the CPU kernels. Only the first has
 // changed anything.
 template <class Group>
 py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
                 double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads,
-                std::vector<double> given_coefs, const py::object& dtensor, const py::dict& gradients) {
+                std::vector<double> given_coefs, double max_value, UnitSettings units,
+                const py::object& dtensor, const py::dict& gradients) {
   StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr(), {dtensor.ptr(), gradients.ptr()});
   if (const std::string reason = collect(list, groups, Group::kReader); !reason.empty()) {
     return py::str(reason);
@@ -81,8 +86,15 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
   rules.reserve(list.rules().size());
   const auto read = groups_of<Group>(groups);
   for (const StepRuleUse& use : list.rules()) rules.push_back(read[use.group].rule(use.step, use.fresh));
-  const cpu::StepOptions options{cpu::NormType(p), max_norm,    grad_scale,
-                                 skip_nonfinite,   write_grads, std::move(given_coefs)};
+  auto& [ratio, eps, unit_numel] = units;
+  if (!unit_numel.empty() && unit_numel.size() != list.grads().size()) {
+    return py::str("the number of units' sizes is not that of the gradients");
+  }
+  const bool changes_elements = std::isfinite(max_value) || !unit_numel.empty();
+  const cpu::StepOptions options{cpu::NormType(p), max_norm,
+                                 grad_scale,       skip_nonfinite,
+                                 write_grads,      std::move(given_coefs),
+                                 max_value,        {ratio, eps, std::move(unit_numel)}};
   const auto stepped = without_gil(list.nbytes(), [&] {
     return cpu::clip_and_step(list.grads(), list.targets(), rules, options, num_threads);
   });
@@ -90,7 +102,8 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
     list.commit();
     // Autograd may hold parameters and gradients; the state is the optimizer's own.
     increment_versions(list.param_tensors());
-    if (write_grads && (num_coefs > 1 || stepped.grad_factor != 1.0)) increment_versions(list.grad_tensors());
+    if (write_grads && (num_coefs > 1 || changes_elements || stepped.grad_factor != 1.0))
+      increment_versions(list.grad_tensors());
   }
   list.prepare_next();
   // Rounded as the tensors will be that they become: a norm beyond float32 is inf there.
@@ -107,7 +120,8 @@ void bind_step(py::module_& m) {
   using namespace pybind11::literals;
   const auto define = [&m](const char* name, auto function) {
     m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,
-          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_coefs"_a, "dtensor"_a, "gradients"_a,
+          "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_coefs"_a, "max_value"_a, "units"_a,
+          "dtensor"_a, "gradients"_a,
           "(norm, coefficient, skipped, any float64), None, [parameters without state] or a reason.");
   };
   define("adam_step", &step<AdamGroup>);

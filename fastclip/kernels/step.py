@@ -1,7 +1,8 @@
 """Apply, inside the optimizer: update parameters and state from the clipped gradients.
 
-Math        as torch.optim.Adam, AdamW and SGD define it, with g = grad * factor; the factor holds the clip
-            coefficient, the scale of a GradScaler and, as its sign, `maximize`.
+Math        as torch.optim.Adam, AdamW and SGD define it, with g = grad * factor, bounded in its magnitude if
+            it is to be; the factor holds the clip coefficient, the scale of a GradScaler and, as its sign,
+            `maximize`.
 Grid        that of total_norm_kernel, walked backwards: what the norm read last is still in the cache.
 Traffic     Adam reads 4 and writes 3 times numel * item size bytes (5 and 4 with amsgrad), SGD reads 3 and
             writes 2 with momentum, 2 and 1 without; with WRITE_GRADS, one write more. Nothing if skipped.
@@ -90,18 +91,25 @@ def _body(grad, numel, target, ELEMENT: tl.constexpr):
 
 
 @triton.jit
-def _clipped(grad, offsets, mask, factor, WRITE_GRADS: tl.constexpr):
-    """Return gradient * factor; with WRITE_GRADS, what is left of it in the gradient's type."""
+def _bounded(x, max_value):
+    """Return x within [-max_value, max_value]; nan stays nan."""
+    x = tl.where(x > max_value, max_value, x)
+    return tl.where(x < -max_value, -max_value, x)
+
+
+@triton.jit
+def _clipped(grad, offsets, mask, factor, max_value, WRITE_GRADS: tl.constexpr):
+    """Return gradient * factor, bounded; with WRITE_GRADS, what is left of it in the gradient's type."""
     x = tl.load(grad + offsets, mask, other=0.0)
     if WRITE_GRADS:
         size = tl.where(factor < 0.0, -factor, factor)
-        x = (widen(x) * size).to(x.dtype)
-        # A factor of 1 would write what it read.
-        if size != 1.0:
+        x = _bounded(widen(x) * size, max_value).to(x.dtype)
+        # A factor of 1 without a bound would write what it read.
+        if (size != 1.0) | (max_value < float("inf")):
             tl.store(grad + offsets, x, mask)
         g = tl.where(factor < 0.0, -widen(x), widen(x))
     else:
-        g = widen(x) * factor
+        g = _bounded(widen(x) * factor, max_value)
     return g
 
 
@@ -128,13 +136,25 @@ def _adam_tile(
     ALIGNED: tl.constexpr,
     WRITE_GRADS: tl.constexpr,
 ):
-    factor, decay_factor, coupled_decay, beta1, share1, beta2, share2, step_size, inverse_correction, eps = c
+    (
+        factor,
+        max_value,
+        decay_factor,
+        coupled_decay,
+        beta1,
+        share1,
+        beta2,
+        share2,
+        step_size,
+        inverse_correction,
+        eps,
+    ) = c
     grad = pointer_to(memories[0], ELEMENT, ALIGNED)
     param = pointer_to(memories[1], ELEMENT, ALIGNED)
     exp_avg = pointer_to(memories[2], ELEMENT, ALIGNED)
     exp_avg_sq = pointer_to(memories[3], ELEMENT, ALIGNED)
     max_exp_avg_sq = pointer_to(memories[4], ELEMENT, ALIGNED)
-    g = _clipped(grad, offsets, mask, factor, WRITE_GRADS)
+    g = _clipped(grad, offsets, mask, factor, max_value, WRITE_GRADS)
     before = widen(tl.load(param + offsets, mask, other=0.0))
     # No product with 0: a parameter that is inf would make nan of it.
     g = tl.where(coupled_decay != 0.0, g + coupled_decay * before, g)
@@ -153,7 +173,7 @@ def _adam_tile(
 
 @triton.jit
 def _adam_chunk(
-    grad, numel, target, row, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
+    grad, numel, target, row, max_value, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
 ):
     REAL: tl.constexpr = tl.float64 if ELEMENT == tl.float64 else tl.float32
     ITEM: tl.constexpr = ELEMENT.primitive_bitwidth // 8
@@ -161,6 +181,7 @@ def _adam_chunk(
     beta2 = tl.load(row + BETA2)
     c = (
         tl.load(row + FACTOR).to(REAL),
+        max_value.to(REAL),
         tl.load(row + DECAY_FACTOR).to(REAL),
         tl.load(row + COUPLED_DECAY).to(REAL),
         beta1.to(REAL),
@@ -190,22 +211,30 @@ def _adam_chunk(
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def adam_kernel(
-    chunks, num_chunks, targets, coefficients, skipped, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
+    chunks,
+    num_chunks,
+    targets,
+    coefficients,
+    skipped,
+    max_value: tl.float64,
+    WRITE_GRADS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Update every chunk as Adam or AdamW, or none if `skipped`; what there is to know is in the header."""
+    max_value = tl.full([], max_value, tl.float64)
     if tl.load(skipped) == 0:
         last = num_chunks - 1 - tl.program_id(0)
         for back in range(0, last + 1, tl.num_programs(0)):
             grad, numel, dtype = load_chunk(chunks, last - back)
             target, row = _rows(chunks, last - back, targets, coefficients)
             if dtype == BFLOAT16:
-                _adam_chunk(grad, numel, target, row, tl.bfloat16, WRITE_GRADS, ROWS)
+                _adam_chunk(grad, numel, target, row, max_value, tl.bfloat16, WRITE_GRADS, ROWS)
             elif dtype == FLOAT32:
-                _adam_chunk(grad, numel, target, row, tl.float32, WRITE_GRADS, ROWS)
+                _adam_chunk(grad, numel, target, row, max_value, tl.float32, WRITE_GRADS, ROWS)
             elif dtype == FLOAT16:
-                _adam_chunk(grad, numel, target, row, tl.float16, WRITE_GRADS, ROWS)
+                _adam_chunk(grad, numel, target, row, max_value, tl.float16, WRITE_GRADS, ROWS)
             else:
-                _adam_chunk(grad, numel, target, row, tl.float64, WRITE_GRADS, ROWS)
+                _adam_chunk(grad, numel, target, row, max_value, tl.float64, WRITE_GRADS, ROWS)
 
 
 @triton.jit
@@ -219,11 +248,11 @@ def _sgd_tile(
     ALIGNED: tl.constexpr,
     WRITE_GRADS: tl.constexpr,
 ):
-    factor, lr, decay, momentum, grad_share, nesterov = c
+    factor, max_value, lr, decay, momentum, grad_share, nesterov = c
     grad = pointer_to(memories[0], ELEMENT, ALIGNED)
     param = pointer_to(memories[1], ELEMENT, ALIGNED)
     buffer = pointer_to(memories[2], ELEMENT, ALIGNED)
-    g = _clipped(grad, offsets, mask, factor, WRITE_GRADS)
+    g = _clipped(grad, offsets, mask, factor, max_value, WRITE_GRADS)
     before = widen(tl.load(param + offsets, mask, other=0.0))
     # No product with 0: a parameter that is inf would make nan of it.
     g = tl.where(decay != 0.0, g + decay * before, g)
@@ -235,12 +264,13 @@ def _sgd_tile(
 
 @triton.jit
 def _sgd_chunk(
-    grad, numel, target, row, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
+    grad, numel, target, row, max_value, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
 ):
     REAL: tl.constexpr = tl.float64 if ELEMENT == tl.float64 else tl.float32
     ITEM: tl.constexpr = ELEMENT.primitive_bitwidth // 8
     c = (
         tl.load(row + FACTOR).to(REAL),
+        max_value.to(REAL),
         tl.load(row + LR).to(REAL),
         tl.load(row + COUPLED_DECAY).to(REAL),
         tl.load(row + MOMENTUM).to(REAL),
@@ -264,19 +294,27 @@ def _sgd_chunk(
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def sgd_kernel(
-    chunks, num_chunks, targets, coefficients, skipped, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
+    chunks,
+    num_chunks,
+    targets,
+    coefficients,
+    skipped,
+    max_value: tl.float64,
+    WRITE_GRADS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Update every chunk as SGD, or none if `skipped`; what there is to know is in the header."""
+    max_value = tl.full([], max_value, tl.float64)
     if tl.load(skipped) == 0:
         last = num_chunks - 1 - tl.program_id(0)
         for back in range(0, last + 1, tl.num_programs(0)):
             grad, numel, dtype = load_chunk(chunks, last - back)
             target, row = _rows(chunks, last - back, targets, coefficients)
             if dtype == BFLOAT16:
-                _sgd_chunk(grad, numel, target, row, tl.bfloat16, WRITE_GRADS, ROWS)
+                _sgd_chunk(grad, numel, target, row, max_value, tl.bfloat16, WRITE_GRADS, ROWS)
             elif dtype == FLOAT32:
-                _sgd_chunk(grad, numel, target, row, tl.float32, WRITE_GRADS, ROWS)
+                _sgd_chunk(grad, numel, target, row, max_value, tl.float32, WRITE_GRADS, ROWS)
             elif dtype == FLOAT16:
-                _sgd_chunk(grad, numel, target, row, tl.float16, WRITE_GRADS, ROWS)
+                _sgd_chunk(grad, numel, target, row, max_value, tl.float16, WRITE_GRADS, ROWS)
             else:
-                _sgd_chunk(grad, numel, target, row, tl.float64, WRITE_GRADS, ROWS)
+                _sgd_chunk(grad, numel, target, row, max_value, tl.float64, WRITE_GRADS, ROWS)

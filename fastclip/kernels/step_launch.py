@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ class Clip:
     Attributes:
         given: Coefficients for all tensors or each, float64, and the outcome that goes with them: norm,
             coefficient and verdict, 0-dim. None: they follow from the norm.
+        max_value: Bound of each element's magnitude, after all that.
     """
 
     max_norm: float | Tensor
@@ -39,6 +41,7 @@ class Clip:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     given: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    max_value: float = math.inf
 
 
 def step(
@@ -95,6 +98,7 @@ def step(
         table.targets,
         table.coefficients,
         skipped_byte,
+        clip.max_value,
         WRITE_GRADS=clip.write_grads,
         ROWS=layout.rows,
         **layout.options(),

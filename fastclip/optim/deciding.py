@@ -20,6 +20,7 @@ from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, MaxNorm, Settings, checked_max_norm
 from fastclip.strategies import Decision, Global, Gradients, Strategy
 from fastclip.strategies.base import measured
+from fastclip.strategies.within import Within
 
 GROUP_KEY = "max_norm"
 """Of a parameter group: the threshold of its own, for the norm of its own gradients."""
@@ -74,7 +75,8 @@ def decide(
 
     Returns:
         The settings, with a number or a tensor in the place of a strategy, and what is decided already; None
-        if the step itself is to measure. No gradient is touched, but by strategies that clip elements.
+        if the step itself is to measure. No gradient is touched, but where a strategy clips within gradients
+        and the kernels do not.
     """
     whole = over_ranks(function, optimizer, settings)
     is_one = not any(GROUP_KEY in group for group in optimizer.param_groups)
@@ -87,7 +89,7 @@ def decide(
     found = [
         _measured(function, clipper, settings, amp, whole if len(every) == 1 else None) for clipper in every
     ]
-    outcome, coefs, may_skip = _decided(found, settings, amp, optimizer)
+    outcome, coefs, within, may_skip = _decided(found, settings, amp, optimizer)
     dtype = torch.float32
     if whole is not None:
         dtype = whole.plan.dtype
@@ -96,7 +98,7 @@ def decide(
     outcome = Outcome(
         outcome.total_norm.to(dtype), outcome.clip_coef.to(dtype), outcome.skipped, outcome.threshold
     )
-    return replace(settings, max_norm=math.inf), Decided(outcome, coefs, may_skip, whole)
+    return replace(settings, max_norm=math.inf), Decided(outcome, coefs, may_skip, whole, within)
 
 
 def learn(settings: Settings, now: Settings, outcome: Outcome) -> None:
@@ -168,8 +170,8 @@ def _measured(
 
 def _decided(
     each: list[_Measured], settings: Settings, amp: Amp, optimizer: Optimizer
-) -> tuple[Outcome, Tensor, bool]:
-    """Return what follows for the step as a whole, and the coefficients in the order of the groups."""
+) -> tuple[Outcome, Tensor, Within | None, bool]:
+    """Return what follows for the step as a whole, the coefficients in the order of the groups, the rest."""
     home = next((m for m in each if m.gradients.parameters), each[0]).gradients.total_norm
     norms = [m.gradients.total_norm.to(home) for m in each]
     norm = norms[0] if len(norms) == 1 else combined(norms, settings.norm_type, [torch.float64])
@@ -178,23 +180,25 @@ def _decided(
     for m in each:
         if m.found is not None:
             skipped = skipped | (m.found.to(home.device) != 0)
-    is_alone = len(each) == 1 and each[0].found is None
+    is_one = len(each) == 1
+    is_alone = is_one and each[0].found is None
     may_skip = settings.skips or amp.found_inf is not None
     decisions = []
     for m in each:
         if not is_alone:  # what a scaler or another group leaves out is nothing to learn from
             m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
         decision = _decision(m)
+        if decision.within is not None and not (is_one and decision.within.folds(m.gradients.parameters)):
+            decision.within.clip_(m.gradients.parameters, m.gradients.scale, m.gradients.shards)
+            decision = replace(decision, within=None)
         decisions.append(decision)
         if decision.outlier is not None:
             skipped, may_skip = skipped | decision.outlier, True
-    if len(decisions) == 1:
-        coefs = decisions[0].coefs.to(home)
-    else:
-        coefs = _in_order(optimizer, each, decisions, home)
-    threshold = decisions[0].threshold if len(decisions) == 1 else None
+    coefs = decisions[0].coefs.to(home) if is_one else _in_order(optimizer, each, decisions, home)
+    threshold = decisions[0].threshold if is_one else None
     shown = coefs.amin() if coefs.numel() > 1 else coefs.reshape(())
-    return Outcome(norm, shown, skipped, threshold), coefs, may_skip
+    within = decisions[0].within if is_one else None
+    return Outcome(norm, shown, skipped, threshold), coefs, within, may_skip
 
 
 def _in_order(optimizer: Optimizer, each: list[_Measured], decisions: list[Decision], home: Tensor) -> Tensor:

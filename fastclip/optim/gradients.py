@@ -14,6 +14,7 @@ from fastclip.distributed import Shards, shards
 from fastclip.optim.outcome import Outcome
 from fastclip.optim.settings import Amp, Settings
 from fastclip.strategies import Strategy
+from fastclip.strategies.within import Within
 
 
 def parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -52,12 +53,14 @@ class Decided:
             the groups, one for each that is there; 1-dim float64 (float32 where the device has none).
         may_skip: Whether anything can lead to a skip; only then is the host to ask.
         shards: What this rank holds, if others hold further parts.
+        within: What is clipped within each gradient, after its coefficient and free of a GradScaler's scale.
     """
 
     outcome: Outcome
     coefs: Tensor
     may_skip: bool
     shards: Shards | None = None
+    within: Within | None = None
 
 
 def over_ranks(function: str, optimizer: Optimizer, settings: Settings) -> Shards | None:

@@ -40,6 +40,8 @@ def clip(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
     if decided is not None:
         if not (decided.may_skip and bool(decided.outcome.skipped)):
             scale(params, decided.coefs, amp, decided.shards)
+            if decided.within is not None:
+                decided.within.clip_(params, None, decided.shards)
         return decided.outcome
     if not params:
         return NO_GRADIENTS

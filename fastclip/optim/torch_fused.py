@@ -56,6 +56,8 @@ def unshared(decided: Decided | None) -> str | None:
         return None
     if decided.shards is not None:
         return "it does not know the norm of other ranks"
+    if decided.within is not None:
+        return "there is more to clip within each gradient"
     return "gradients have coefficients of their own" if decided.coefs.numel() > 1 else None
 
 

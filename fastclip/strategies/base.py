@@ -18,6 +18,7 @@ from fastclip.backends.eager import are_plain, clip_coefficient, combined, retur
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
 from fastclip.strategies import on_device
+from fastclip.strategies.within import Within
 
 
 class Gradients:
@@ -70,11 +71,13 @@ class Decision:
         coefs: What to multiply them by: one for all or, in the order of the parameters, one for each; 1-dim.
         threshold: The norm from which on they are clipped, 0-dim; None where there is none for all.
         outlier: Whether to leave the step out, 0-dim bool; None: not for this strategy to say.
+        within: What is clipped within each gradient, after its coefficient; None: nothing.
     """
 
     coefs: Tensor
     threshold: Tensor | None = None
     outlier: Tensor | None = None
+    within: Within | None = None
 
 
 class Strategy(ABC):
@@ -215,6 +218,8 @@ class Strategy(ABC):
             spread.multiply(coefs)
         else:
             backends.run("scale_grads_", params, coefs)
+        if decision.within is not None:
+            decision.within.clip_(params, None, spread)
         return returned
 
     def __repr__(self) -> str:

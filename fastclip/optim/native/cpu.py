@@ -11,8 +11,8 @@ from torch.optim import SGD, Optimizer
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined
 from fastclip.optim.gradients import Decided
+from fastclip.optim.native.clipping import dtensor_of, max_value_of, units_of, updated_with
 from fastclip.optim.native.groups import groups_on_host
-from fastclip.optim.native.sharded import dtensor_of, updated_with
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -83,6 +83,8 @@ def _call(
         settings.write_grads,
         torch.get_num_threads(),
         [] if decided is None else decided.coefs.tolist(),
+        max_value_of(decided),
+        units_of(decided, optimizer),
         dtensor_of(decided),
         instead,
     )

@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 from fastclip.backends import cuda
 from fastclip.backends.base import Declined, threshold_on
 from fastclip.optim.gradients import Decided
+from fastclip.optim.native.clipping import max_value_of
 from fastclip.optim.native.on_device import Groups, on_device, step_on_device
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -75,6 +76,7 @@ def _launch(
         *cuda.arguments_of(limit),
         _address(coefs),
         coefs is not None and coefs.numel() > 1,
+        max_value_of(decided),
         settings.skips,
         settings.write_grads,
         _address(grad_scale),

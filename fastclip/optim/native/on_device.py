@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 
 from fastclip.backends.base import Declined
 from fastclip.optim.gradients import Decided
+from fastclip.optim.native.clipping import dtensor_of, updated_with
 from fastclip.optim.native.groups import groups_on_device
-from fastclip.optim.native.sharded import dtensor_of, updated_with
 from fastclip.optim.native.state import discard_state, ready_on_device, settle_first_step
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
+from fastclip.strategies.within import Units
 
 Groups: TypeAlias = list[tuple[Any, ...]]
 
@@ -54,6 +55,8 @@ def step_on_device(
     groups = groups_on_device(optimizer, device_type)
     if isinstance(groups, Declined):
         return groups
+    if decided is not None and isinstance(decided.within, Units):
+        return Declined("only the CPU's kernels clip units on the way")
     instead = updated_with(decided, settings)
     if isinstance(instead, Declined):
         return instead

@@ -15,6 +15,7 @@ from fastclip.backends.base import Declined, threshold_on
 from fastclip.kernels.step_table import build_step_table
 from fastclip.kernels.table import Int64Array, TableCache, upload
 from fastclip.optim.gradients import Decided
+from fastclip.optim.native.clipping import max_value_of
 from fastclip.optim.native.on_device import Groups, on_device, step_on_device
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -81,6 +82,7 @@ def _launch(
         _beside(amp.grad_scale, device),
         _beside(amp.found_inf, device),
         given,
+        max_value_of(decided),
     )
     with triton.current_device(device):
         outcome = Outcome(
