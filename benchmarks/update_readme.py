@@ -25,7 +25,8 @@ from readme_tables import (
     tuner_table,
 )
 
-from fastclip.bench.results import ResultsError, write_whole
+from fastclip.bench.results import ResultsError
+from fastclip.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = {

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.backends.base import checked_threshold, measures_only
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
@@ -86,8 +87,8 @@ def clip_grad_norm_(
             _raise_if_nonfinite(wide.to(spread.plan.dtype), norm_type, spread)
         spread.scale(max_norm, wide, foreach)
         return spread.returned(wide)
-    norm: Tensor = backends.run(
-        "clip_grad_norm_", listed, max_norm, norm_type, error_if_nonfinite, foreach=foreach
+    norm = backends.run_foreach(
+        foreach, Backend.clip_grad_norm_, listed, max_norm, norm_type, error_if_nonfinite
     )
     if error_if_nonfinite:
         _raise_if_nonfinite(norm, norm_type, [p.grad for p in listed])
@@ -138,7 +139,7 @@ def get_total_norm(
         if error_if_nonfinite:
             _raise_if_nonfinite(wide.to(spread.plan.dtype), norm_type, spread)
         return spread.returned(wide)
-    norm: Tensor = backends.run("total_norm", listed, norm_type, foreach=foreach)
+    norm = backends.run_foreach(foreach, Backend.total_norm, listed, norm_type)
     if error_if_nonfinite:
         _raise_if_nonfinite(norm, norm_type, listed)
     return norm
@@ -172,7 +173,7 @@ def clip_grads_with_norm_(
         return
     if hasattr(total_norm, "full_tensor"):  # of a DTensor among other gradients
         total_norm = _whole(total_norm)
-    backends.run("clip_grads_with_norm_", listed, max_norm, total_norm, foreach=foreach)
+    backends.run_foreach(foreach, Backend.clip_grads_with_norm_, listed, max_norm, total_norm)
 
 
 def clip_grad_value_(
@@ -197,7 +198,7 @@ def clip_grad_value_(
     if spread is not None:
         spread.clamp(float(clip_value), foreach)
         return
-    backends.run("clip_grad_value_", listed, float(clip_value), foreach=foreach)
+    backends.run_foreach(foreach, Backend.clip_grad_value_, listed, float(clip_value))
 
 
 def _whole(total_norm: Tensor) -> Tensor:
@@ -260,7 +261,7 @@ def _first_nonfinite_of_ranks(spread: Shards) -> str:
 def _nonfinite(tensors: Sequence[Tensor | None]) -> list[tuple[int, str]]:
     """Return position and description of the first that is not finite, if there is one."""
     present = [(position, t) for position, t in enumerate(tensors) if t is not None]
-    counts = backends.run("count_nonfinite", [t for _, t in present])
+    counts = backends.run(Backend.count_nonfinite, [t for _, t in present])
     if not counts:
         return []
     index, nan, inf = counts[0]

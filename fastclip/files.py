@@ -33,10 +33,15 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, or replace it, in one step."""
+    with atomic(path) as file:
+        file.write(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON; non-finite numbers become the strings "inf", "-inf" and "nan", which float() reads back."""
-    with atomic(path) as file:
-        file.write(json.dumps(plain(value), indent=1, allow_nan=False).encode())
+    write_whole(path, json.dumps(plain(value), indent=1, allow_nan=False).encode())
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -46,8 +51,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with atomic(path) as file:
-        file.write(text.getvalue().encode())
+    write_whole(path, text.getvalue().encode())
 
 
 def plain(value: Any) -> Any:

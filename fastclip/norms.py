@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import Module
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.distributed import shards
 from fastclip.distributed.everywhere import nonfinite_of_ranks
 from fastclip.distributed.marks import Ranks
@@ -66,8 +67,7 @@ def grad_norms(
     )
     if spread is not None:
         return spread.norms(norm_type)
-    norms: Tensor = backends.run("grad_norms", listed, norm_type)
-    return norms
+    return backends.run(Backend.grad_norms, listed, norm_type)
 
 
 def find_nonfinite(
@@ -97,7 +97,7 @@ def find_nonfinite(
     if group is not None:
         return {name: Nonfinite(*counts) for name, counts in nonfinite_of_ranks(names, grads, group).items()}
     spread = shards("find_nonfinite", grads, of_gradients=False, whole_norm=True)
-    counts = backends.run("count_nonfinite", grads if spread is None else spread.present())
+    counts = backends.run(Backend.count_nonfinite, grads if spread is None else spread.present())
     return {names[position]: Nonfinite(nan, inf) for position, nan, inf in counts}
 
 

@@ -20,9 +20,9 @@ import torch
 from rich.console import Console
 
 import fastclip
+from fastclip import files
 from fastclip.bench import DTYPES, MODES, WORKLOADS, Case, CheckError, Options, Peer, Workload, run, runner
 from fastclip.bench import environment as environment_module
-from fastclip.bench import results as results_module
 from fastclip.bench.bandwidth import Bandwidth, Memory
 from fastclip.bench.cases import Clipping, Traffic
 from fastclip.bench.check import check
@@ -330,7 +330,7 @@ def test_an_interrupted_save_leaves_the_old_file(
     def fail(source: object, target: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results_module.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         save(results, path)
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import compiled
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
@@ -221,14 +222,14 @@ def test_without_a_driver_the_library_loads_and_says_why_not(built: tuple[Path, 
     """In a process of its own: the extension keeps the library that it loads first."""
     script = (
         "import torch; from fastclip import _C; import sys;"
-        "print(repr(_C.load_cuda_library(sys.argv[1])), _C.num_cuda_devices(), _C.probe_cuda(0))"
+        "print(repr(_C.load_cuda_library(sys.argv[1])), _C.probe_cuda(0))"
     )
     if importlib.util.find_spec("fastclip._C") is None:
         pytest.skip("needs the C++ extension")
     output = subprocess.check_output([sys.executable, "-c", script, str(built[0])], cwd=ROOT, text=True)
-    if " 0 " not in output:
+    if torch.cuda.device_count():
         pytest.skip("needs a machine without a CUDA device")
-    assert re.match(r"'' 0 (CUDA driver version is insufficient|no CUDA-capable device)", output), output
+    assert re.match(r"'' (CUDA driver version is insufficient|no CUDA-capable device)", output), output
 
 
 @functools.cache

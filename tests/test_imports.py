@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,49 @@ def test_an_upward_import_is_found(tmp_path: Path) -> None:
     with (copy / "tuner" / "training" / "data.py").open("a") as file:
         file.write("\ndef late():\n    import fastclip.tuner.study.search\n")
     assert upward_imports(copy / "tuner", TUNER_LAYERS, "fastclip.tuner.") == ["training -> study"]
+
+
+def modules_imported_by(path: Path, known: set[str]) -> set[str]:
+    """The modules of fastclip that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+        else:
+            continue
+        found |= known.intersection(names)
+    return found
+
+
+def circles(package: Path) -> list[str]:
+    """Modules of a package that import each other, by whatever detour."""
+    files = {
+        ".".join(("fastclip", *path.relative_to(package).with_suffix("").parts)): path
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py"  # they re-export
+    }
+    order = graphlib.TopologicalSorter(
+        {name: modules_imported_by(path, set(files)) - {name} for name, path in files.items()}
+    )
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert circles(PACKAGE) == []
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    copy = tmp_path / "fastclip"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    with (copy / "optim" / "outcome.py").open("a") as file:
+        file.write("\ndef late():\n    from fastclip.optim import plain\n    return plain\n")
+    assert {"fastclip.optim.outcome", "fastclip.optim.plain"} <= set(circles(copy))
 
 
 def test_public_names_are_those_that_all_lists() -> None:

@@ -98,7 +98,7 @@ def check_every_operation(make: Make, dtypes: tuple[torch.dtype, ...]) -> None:
         parameters = make(values(dtypes))
         first = parameters[0].grad
         assert first is not None
-        backends.run("scale_grads_", parameters, coefs.to(first.device))
+        backends.run(backends.Backend.scale_grads_, parameters, coefs.to(first.device))
         for parameter, before, coef in zip(parameters, plain, coefs.expand(len(plain)), strict=True):
             assert parameter.grad is not None
             near = {"rtol": 4 * torch.finfo(before.dtype).eps, "atol": 1e-7}

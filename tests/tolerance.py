@@ -1,9 +1,8 @@
 """How far a result may be from the oracle, from the number of roundings on the longest path to it.
 
 Notation: u = 2^-53 is the unit roundoff of float64, v = 2^-24 that of float32. k roundings of relative size u
-cost at most k * u to first order (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 and 4);
-all the
-bounds here are below 1e-3, where the terms of second order do not matter.
+cost at most k * u to first order (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3 and 4); all
+the bounds here are below 1e-3, where the terms of second order do not matter.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from readme_tables import MIN_NBYTES, gpu_backend
 
-from fastclip.bench.results import write_whole
+from fastclip.files import write_whole
 
 # Peer -> colour, marker and name; whatever backend of fastclip is quoted comes first.
 STYLES = {

@@ -4,18 +4,17 @@
 // Partition   32 running sums; element i of a block of 32 goes to a fixed one of them.
 // Traffic     reads numel * item size bytes, writes nothing.
 // Order       lanes are fixed by position, the 32 sums are added as a fixed tree. Vector width does not
-// matter:
-//             a fused multiply-add is used only where the product is exact, so all instruction sets agree.
+//             matter: a fused multiply-add is used only where the product is exact, so all instruction sets
+//             agree.
 // Requires    nothing of alignment; numel is 64-bit.
 // Range       float32 is widened to double first: its square is exact there and cannot leave the range.
-// bfloat16
-//             and float16 are squared in float32, also exactly, and added up in runs of 8 before they are
-//             widened: in double throughout, the conversions and not the memory would set the pace. A sum
-//             that came near the limits of its type is done again, in double or with the elements scaled by
-//             a power of two. inf and nan give inf and nan.
+//             bfloat16 and float16 are squared in float32, also exactly, and added up in runs of 8 before
+//             they are widened: in double throughout, the conversions and not the memory would set the pace.
+//             A sum that came near the limits of its type is done again, in double or with the elements
+//             scaled by a power of two. inf and nan give inf and nan.
 // Scratch     none.
 // Source      Higham, Accuracy and Stability of Numerical Algorithms, ch. 4 (error of partial sums), 27.8
-// (scaling).
+//             (scaling).
 
 constexpr int kBlock = 32;
 constexpr int kVectors = kBlock / kLanes;

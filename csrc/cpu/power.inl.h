@@ -1,8 +1,7 @@
 // x^p in straight-line arithmetic that the compiler turns into vectors, for inclusion in a kernels_*.cpp.
 //
 // Math        2^(p log2 x) for x >= 0 and p > 0. log2 by the series of atanh around 1, 2^f by its Taylor
-// series on
-//             [-1/2, 1/2]. Relative error below (2 + p |log2 x|) 2^-51.
+//             series on [-1/2, 1/2]. Relative error below (2 + p |log2 x|) 2^-51.
 // Range       0, inf and nan give themselves. What leaves the range of a double becomes 0 or inf.
 // Source      Cody and Waite, Software Manual for the Elementary Functions, 1980, ch. 5, 6 and 7.
 

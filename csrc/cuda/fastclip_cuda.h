@@ -113,7 +113,6 @@ typedef struct {
 FASTCLIP_CUDA_API int fastclip_cuda_abi_version(void);
 // A static string; never NULL.
 FASTCLIP_CUDA_API const char* fastclip_cuda_message(int status);
-FASTCLIP_CUDA_API int fastclip_cuda_device_count(int* count);
 // 0 if the kernels can run on the device: driver new enough, architecture compiled in.
 FASTCLIP_CUDA_API int fastclip_cuda_probe(int device);
 FASTCLIP_CUDA_API int fastclip_cuda_workspace_bytes(int device, int64_t num_spans, int64_t* nbytes);

@@ -137,8 +137,6 @@ const char* fastclip_cuda_message(int status) {
   }
 }
 
-int fastclip_cuda_device_count(int* count) { return cudaGetDeviceCount(count); }
-
 int fastclip_cuda_probe(int device) {
   const DeviceGuard guard(device);
   const RelaxedCapture relaxed;

@@ -42,7 +42,6 @@ std::string CudaLibrary::load(const std::string& path) {
   CudaLibrary found;
   const bool complete = find(library, "fastclip_cuda_abi_version", &found.abi_version) &&
                         find(library, "fastclip_cuda_message", &found.message) &&
-                        find(library, "fastclip_cuda_device_count", &found.device_count) &&
                         find(library, "fastclip_cuda_probe", &found.probe) &&
                         find(library, "fastclip_cuda_workspace_bytes", &found.workspace_bytes) &&
                         find(library, "fastclip_cuda_total_norm", &found.total_norm) &&

@@ -13,7 +13,6 @@ namespace fastclip {
 struct CudaLibrary {
   decltype(&fastclip_cuda_abi_version) abi_version;
   decltype(&fastclip_cuda_message) message;
-  decltype(&fastclip_cuda_device_count) device_count;
   decltype(&fastclip_cuda_probe) probe;
   decltype(&fastclip_cuda_workspace_bytes) workspace_bytes;
   decltype(&fastclip_cuda_total_norm) total_norm;

@@ -18,11 +18,6 @@ double* doubles(uintptr_t address) { return static_cast<double*>(pointer(address
 
 int norm_dtype(bool is_float64) { return is_float64 ? FASTCLIP_CUDA_FLOAT64 : FASTCLIP_CUDA_FLOAT32; }
 
-int num_cuda_devices() {
-  int count = 0;
-  return CudaLibrary::get().device_count(&count) == FASTCLIP_CUDA_OK ? count : 0;
-}
-
 // Returns an empty string, or why the kernels cannot run on the device.
 std::string probe_cuda(int device) {
   const int status = CudaLibrary::get().probe(device);
@@ -89,7 +84,6 @@ void bind_cuda(py::module_& m) {
   using namespace pybind11::literals;
   m.def("load_cuda_library", &CudaLibrary::load, "path"_a,
         "Load libfastclip_cuda; returns why it cannot be used, or an empty string.");
-  m.def("num_cuda_devices", &num_cuda_devices, "Devices that the loaded library sees.");
   m.def("probe_cuda", &probe_cuda, "device"_a,
         "Why the loaded library cannot run on a device, or an empty string.");
   py::class_<CudaTensors, HeldTensors>(m, "CudaTensors")

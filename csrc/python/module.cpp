@@ -44,10 +44,10 @@ py::tuple returned_norm(double norm, bool is_float64) {
   return py::make_tuple(is_float64 ? norm : static_cast<double>(static_cast<float>(norm)), is_float64);
 }
 
-py::object total_norm(const py::list& list, double p, bool of_gradients, bool wide, int num_threads) {
+py::object total_norm(const py::list& list, double p, bool wide, int num_threads) {
   TensorList tensors;
-  const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
-  if (auto reason = collect(tensors, list, source); !reason.empty()) return py::str(reason);
+  if (auto reason = collect(tensors, list, TensorList::Source::kTensors); !reason.empty())
+    return py::str(reason);
   if (tensors.spans().empty()) return py::none();
   if (std::isinf(p) && tensors.has_empty()) return py::str("a gradient is empty, which has no inf-norm");
   const double norm = without_gil(
@@ -133,10 +133,10 @@ py::object grad_norms(const py::list& parameters, double p, int num_threads) {
   return py::make_tuple(norms, grads.has_float64());
 }
 
-py::object count_nonfinite(const py::list& list, bool of_gradients, int num_threads) {
+py::object count_nonfinite(const py::list& list, int num_threads) {
   TensorList tensors;
-  const auto source = of_gradients ? TensorList::Source::kGradients : TensorList::Source::kTensors;
-  if (auto reason = collect(tensors, list, source); !reason.empty()) return py::str(reason);
+  if (auto reason = collect(tensors, list, TensorList::Source::kTensors); !reason.empty())
+    return py::str(reason);
   const auto counts =
       without_gil(tensors.nbytes(), [&] { return cpu::count_nonfinite(tensors.spans(), num_threads); });
   py::list result;
@@ -176,7 +176,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_instruction_sets", &cpu::supported_instruction_sets, "What this machine can run.");
   m.def("select_instruction_set", &cpu::select_instruction_set, "name"_a,
         "False if this machine cannot run it.");
-  m.def("total_norm", &total_norm, "tensors"_a, "p"_a, "of_gradients"_a, "wide"_a, "num_threads"_a,
+  m.def("total_norm", &total_norm, "tensors"_a, "p"_a, "wide"_a, "num_threads"_a,
         "(norm, whether it is a float64: if wide or any tensor is), or None for an empty list.");
   m.def("clip_grad_norm_", &clip_grad_norm, "parameters"_a, "max_norm"_a, "p"_a, "error_if_nonfinite"_a,
         "num_threads"_a, "(norm, any float64), or None without gradients.");
@@ -186,7 +186,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("clip_grad_value_", &clip_grad_value, "parameters"_a, "clip_value"_a, "num_threads"_a,
         "The number of gradients.");
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
-  m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "of_gradients"_a, "num_threads"_a,
+  m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "num_threads"_a,
         "[(position, nan, inf), ...] of the tensors that are not finite.");
   bind_step(m);
   bind_read(m);

@@ -1,9 +1,9 @@
 """Backends by name, and the choice between them.
 
-A backend is a module with the functions of `base.Backend`. `auto` asks each usable one in order of
-preference; a backend that cannot take the tensors at hand answers with `Declined`, having touched nothing,
-and the next is asked. `eager`, torch's own operations, is last and takes everything. An exception inside a
-backend is never a reason to try another.
+A backend is a module with the functions of `base.Backend`, by which `run` is told what to do. `auto` asks
+each usable one in order of preference; a backend that cannot take the tensors at hand answers with
+`Declined`, having touched nothing, and the next is asked. `eager`, torch's own operations, is last and takes
+everything. An exception inside a backend is never a reason to try another.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
@@ -25,7 +25,10 @@ from fastclip.backends.base import Backend, BackendInfo, Declined
 from fastclip.backends.devices import WRITING, spread
 from fastclip.errors import BackendUnavailableError
 
-__all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "use_backend"]
+__all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "run_foreach", "use_backend"]
+
+Asked = ParamSpec("Asked")
+Result = TypeVar("Result")
 
 NAMES = ("cpu", "cuda", "triton", "eager")
 """Backends in the order in which `auto` prefers them."""
@@ -103,17 +106,37 @@ def backend_info() -> dict[str, BackendInfo]:
     return info
 
 
-def run(operation: str, *args: Any, foreach: bool | None = None) -> Any:
-    """Call `operation` of the first backend that takes the tensors.
+def run(
+    operation: Callable[Concatenate[Backend, Asked], Result | Declined],
+    *args: Asked.args,
+    **kwargs: Asked.kwargs,
+) -> Result:
+    """Call an operation of the first backend that takes the tensors.
 
     Args:
-        operation: A function's name in `Backend`.
+        operation: A function of `Backend`, such as `Backend.total_norm`.
         *args: Its arguments.
-        foreach: As in torch; only eager heeds it, and False selects eager.
+        **kwargs: None; there for the type checker, who matches them with the function.
 
     Raises:
         BackendUnavailableError: a backend was demanded by name and cannot take the tensors.
     """
+    return run_foreach(None, operation, *args, **kwargs)
+
+
+def run_foreach(
+    foreach: bool | None,
+    operation: Callable[Concatenate[Backend, Asked], Result | Declined],
+    *args: Asked.args,
+    **kwargs: Asked.kwargs,
+) -> Result:
+    """Do the same with torch's `foreach`, which only eager heeds; False selects eager."""
+    if kwargs:
+        raise TypeError(f"run: {operation.__name__} takes its arguments by position.")
+    return cast(Result, _run(operation.__name__, foreach, *args))
+
+
+def _run(operation: str, foreach: bool | None, *args: Any) -> Any:
     options = {} if foreach is None else {"foreach": foreach}
     if foreach is False or is_tracing() or (name := chosen()) == "eager":
         return getattr(eager, operation)(*args, **options)

@@ -57,7 +57,7 @@ def total_norm(
     if not norm_type > 0:
         return _no_kernel(norm_type)
     wide = dtype is torch.float64
-    return _scalar(_C.total_norm(tensors, norm_type, False, wide, torch.get_num_threads()))
+    return _scalar(_C.total_norm(tensors, norm_type, wide, torch.get_num_threads()))
 
 
 def clip_grad_norm_(
@@ -113,7 +113,7 @@ def grad_norms(
 
 def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
     """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
-    result = _C.count_nonfinite(tensors, False, torch.get_num_threads())
+    result = _C.count_nonfinite(tensors, torch.get_num_threads())
     return Declined(result) if isinstance(result, str) else result
 
 

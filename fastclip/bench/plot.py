@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fastclip.bench.peers import FOREACH
-from fastclip.bench.results import Results, Row, write_whole
+from fastclip.bench.results import Results, Row
+from fastclip.files import write_whole
 
 # Mode -> colour and what a reader who knows nothing of modes is told.
 STYLES = {

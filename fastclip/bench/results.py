@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from fastclip.bench.cases import Case, Traffic
 from fastclip.bench.check import Check
 from fastclip.bench.environment import Environment, Hardware
 from fastclip.bench.timing import Measurement
+from fastclip.files import write_whole
 
 SCHEMA = "fastclip-bench/1"
 
@@ -173,16 +173,6 @@ def _lines(part: Any) -> str:
         return "[\n" + ",\n".join(f" {json.dumps(row)}" for row in part) + "\n]"
     entries = (f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in part.items())
     return "{\n" + ",\n".join(entries) + "\n}"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that nobody ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _environment(entry: dict[str, Any]) -> Environment:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.distributed.marks import Ranks
 from fastclip.distributed.shards import shards
 
@@ -19,7 +20,7 @@ def nonfinite_of_ranks(names: list[str], grads: list[Tensor], group: Ranks) -> d
     local = grads if spread is None else spread.present()
     found = [
         (names[position], _place(grads[position]), nan, inf)
-        for position, nan, inf in backends.run("count_nonfinite", local)
+        for position, nan, inf in backends.run(Backend.count_nonfinite, local)
     ]
     groups = group.get_all_groups() if isinstance(group, DeviceMesh) else [group]
     entries = set(found)

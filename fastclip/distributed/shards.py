@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.backends.base import measures_only
 from fastclip.distributed import marks
 from fastclip.distributed.marks import Ranks
@@ -207,16 +208,18 @@ class Shards:
             return
         if (holders := self._holders()) and not measures_only(max_norm):
             norm = norm.to(holders[0].grad.device)
-            self._write("clip_grads_with_norm_", holders, max_norm, norm, foreach=foreach)
+            self._write(Backend.clip_grads_with_norm_, holders, max_norm, norm, foreach=foreach)
 
     def multiply(self, coefs: Tensor) -> None:
         """Multiply what this rank holds by one coefficient, or each that is there by its own; 1-dim."""
         if holders := self._holders():
-            self._write("scale_grads_", holders, coefs.to(holders[0].grad.device))
+            self._write(Backend.scale_grads_, holders, coefs.to(holders[0].grad.device))
 
-    def _write(self, operation: str, holders: list[Any], *args: Any, foreach: bool | None = None) -> None:
+    def _write(
+        self, operation: Callable[..., Any], holders: list[Any], *args: Any, foreach: bool | None = None
+    ) -> None:
         before = [holder.grad._version for holder in holders]
-        backends.run(operation, holders, *args, foreach=foreach)
+        backends.run_foreach(foreach, operation, holders, *args)
         self._tell_autograd(holders, before)
 
     def clamp(self, clip_value: float, foreach: bool | None = None) -> None:
@@ -227,7 +230,7 @@ class Shards:
         if not holders:
             return
         before = [holder.grad._version for holder in holders]
-        backends.run("clip_grad_value_", holders, clip_value, foreach=foreach)
+        backends.run_foreach(foreach, Backend.clip_grad_value_, holders, clip_value)
         for pending in self.plan.pending:
             # Still a sum over ranks: that of the first holds all of it, and the others nothing.
             first = all(dist.get_rank(group) == 0 for group in pending.groups)
@@ -247,8 +250,8 @@ class Shards:
         row = {position: number for number, position in enumerate(counted)}
         found = torch.zeros(len(counted), dtype=torch.float64, device=self._device())
         if places:
-            holders = [_Holder(reduced.get(i, self.locals[i])) for i in places]
-            local = backends.run("grad_norms", holders, norm_type, torch.float64)
+            holders: list[Any] = [_Holder(reduced.get(i, self.locals[i])) for i in places]
+            local = backends.run(Backend.grad_norms, holders, norm_type, torch.float64)
             found[[row[i] for i in places]] = local
         largest = found.clone()
         # Not over `last`: single tensors are not spread over stages.
@@ -340,7 +343,7 @@ class Shards:
             numbers.append(part.reduction)
             weights.append(part.weight)
             if there:
-                norm = backends.run("total_norm", there, norm_type, torch.float64, foreach=foreach)
+                norm = backends.run_foreach(foreach, Backend.total_norm, there, norm_type, torch.float64)
                 norms.append(norm.to(self._device()))
             else:
                 norms.append(torch.zeros((), dtype=torch.float64, device=self._device()))

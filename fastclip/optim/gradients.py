@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.backends.eager import clip_coefficient
 from fastclip.distributed import Shards, shards
 from fastclip.optim.outcome import Outcome
@@ -84,7 +85,7 @@ def over_ranks_of(function: str, params: list[Tensor], settings: Settings) -> Sh
 
 def measure(grads: list[Tensor], settings: Settings, amp: Amp) -> Outcome:
     """Return norm, coefficient and whether to skip, without touching a gradient or synchronizing."""
-    norm: Tensor = backends.run("total_norm", grads, settings.norm_type)
+    norm = backends.run(Backend.total_norm, grads, settings.norm_type)
     if amp.grad_scale is not None:
         norm = norm / amp.grad_scale.to(norm.device)
     return outcome_of(norm, settings, amp)
@@ -106,7 +107,7 @@ def scale(params: list[Tensor], coefs: Tensor, amp: Amp, shards: Shards | None =
     if shards is not None:
         shards.multiply(factors)
     else:
-        backends.run("scale_grads_", params, factors)
+        backends.run(Backend.scale_grads_, params, factors)
 
 
 def first_nonfinite(optimizer: Optimizer, settings: Settings) -> str:
@@ -128,7 +129,7 @@ def first_nonfinite(optimizer: Optimizer, settings: Settings) -> str:
 def _nonfinite(optimizer: Optimizer, local_of: dict[Tensor, Tensor]) -> str | None:
     for number, group in enumerate(optimizer.param_groups):
         present = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-        counts = backends.run("count_nonfinite", [local_of.get(p, p.grad) for _, p in present])
+        counts = backends.run(Backend.count_nonfinite, [local_of.get(p, p.grad) for _, p in present])
         if counts:
             index, nan, inf = counts[0]
             position, param = present[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -99,6 +99,10 @@ class Stats:
         return self.clipped / self.steps if self.steps else 0.0
 
 
+COUNTS = ("clipped", "skipped", "steps", "consecutive_skips", "largest_norm")
+"""Fields of `Stats` in the order in which steps are counted, also by step.cu and kernels/coefficients.py."""
+
+
 class Tally:
     """Counts outcomes where they are, so that counting never synchronizes.
 
@@ -108,8 +112,8 @@ class Tally:
     def __init__(self) -> None:
         """Start from nothing."""
         self.last: Outcome | None = None
-        # Clipped, skipped, steps, consecutive skips, largest norm: on the host until an outcome is not.
-        self._counts: list[float] | Tensor = [0.0] * 5
+        # On the host until an outcome is not.
+        self._counts: list[float] | Tensor = [0.0] * len(COUNTS)
 
     def add(self, outcome: Outcome) -> None:
         """Count one step."""
@@ -144,7 +148,7 @@ class Tally:
     def counts_on(self, device: torch.device) -> Tensor:
         """Return the counts, from now on on this device, for a kernel that counts a step into them itself.
 
-        They stand as clipped, skipped, steps, consecutive skips, largest norm; float64 where there is one.
+        They stand in the order of COUNTS; float64 where there is one.
         """
         dtype = torch.float32 if device.type == "mps" else torch.float64
         if not isinstance(self._counts, Tensor):
@@ -161,18 +165,9 @@ class Tally:
 
     def state_dict(self) -> dict[str, float]:
         """Return plain numbers, for a checkpoint."""
-        stats = self.stats()
-        return {
-            "steps": stats.steps,
-            "clipped": stats.clipped,
-            "skipped": stats.skipped,
-            "consecutive_skips": stats.consecutive_skips,
-            "largest_norm": stats.largest_norm,
-        }
+        return asdict(self.stats())
 
     def load_state_dict(self, state: dict[str, float] | None) -> None:
         """Go on from a checkpoint; None, from an optimizer without fastclip, starts from nothing."""
-        self.__init__()  # type: ignore[misc]
-        if state is not None:
-            names = ("clipped", "skipped", "steps", "consecutive_skips", "largest_norm")
-            self._counts = [float(state[name]) for name in names]
+        self.last = None
+        self._counts = [0.0 if state is None else float(state[name]) for name in COUNTS]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.optim.gradients import (
     Decided,
     dense_values,
@@ -17,6 +17,7 @@ from fastclip.optim.gradients import (
 )
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome
 from fastclip.optim.settings import Amp, Settings
+from fastclip.strategies import Strategy
 
 
 def step(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | None) -> Outcome:
@@ -45,9 +46,10 @@ def clip(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
         return decided.outcome
     if not params:
         return NO_GRADIENTS
+    assert not isinstance(settings.max_norm, Strategy)  # which has been asked by now
     if amp == Amp() and all(p.grad is not None and p.grad.layout is torch.strided for p in params):
-        norm: Tensor = backends.run(
-            "clip_grad_norm_", params, settings.max_norm, settings.norm_type, settings.skips
+        norm = backends.run(
+            Backend.clip_grad_norm_, params, settings.max_norm, settings.norm_type, settings.skips
         )
         return outcome_of(norm, settings, amp)
     grads = dense_values(params)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.backends.eager import are_plain, clip_coefficient, combined, returned_dtype, wide_dtype
 from fastclip.distributed import Shards, shards
 from fastclip.distributed.marks import Ranks
@@ -58,7 +59,7 @@ class Gradients:
             norms = self.shards.norms(self._norm_type)
         else:
             dtype = self.total_norm.dtype
-            norms = backends.run("grad_norms", list(self.parameters), self._norm_type, dtype)
+            norms = backends.run(Backend.grad_norms, list(self.parameters), self._norm_type, dtype)
         norms = norms.to(self.total_norm)
         return norms if self.scale is None else norms / self.scale
 
@@ -217,7 +218,7 @@ class Strategy(ABC):
         if spread is not None:
             spread.multiply(coefs)
         else:
-            backends.run("scale_grads_", params, coefs)
+            backends.run(Backend.scale_grads_, params, coefs)
         if decision.within is not None:
             decision.within.clip_(params, None, spread)
         return returned
@@ -268,9 +269,9 @@ def measured(
     """Return the total norm and, where a strategy asks for them, those of which it is made; one read."""
     wide = wide_dtype(grads[0])
     if isinstance(strategy, Strategy) and strategy.of_each and norm_type > 0 and are_plain(grads):
-        norms = backends.run("grad_norms", list(params), norm_type, wide).to(wide)
+        norms = backends.run(Backend.grad_norms, list(params), norm_type, wide).to(wide)
         return combined([norms], norm_type, {grad.dtype for grad in grads}), norms
-    return backends.run("total_norm", grads, norm_type, wide).to(wide), None
+    return backends.run(Backend.total_norm, grads, norm_type, wide).to(wide), None
 
 
 def checked(strategy: str, name: str, value: float, ok: Callable[[float], bool], expected: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastclip import backends
-from fastclip.backends import cpu
+from fastclip.backends import Backend, cpu
 from fastclip.distributed import Shards
 
 
@@ -59,7 +59,7 @@ class Elements(Within):
         if spread is not None:
             spread.clamp(limit)
         elif params:
-            backends.run("clip_grad_value_", list(params), limit)
+            backends.run(Backend.clip_grad_value_, list(params), limit)
 
     def folds(self, params: Sequence[Tensor]) -> bool:
         """Every kernel clamps on the way."""
