@@ -310,7 +310,7 @@ def _bench_steps(
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of CIFAR-10's binary files, of a folder per class, or of MNIST's idx files.",
+    help="Folder of CIFAR-10, binary or Python version, of a folder per class, or of MNIST's idx files.",
 )
 @click.option(
     "--output",

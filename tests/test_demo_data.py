@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import re
 import struct
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fastclip.demo.data import (
-    DataError,
-    image_folder,
-    load_cifar10,
-    load_digits,
-    load_image_folder,
-    load_mnist,
-    load_text,
-)
+from fastclip.demo.data import DataError, load_digits, load_mnist, load_text
 from fastclip.demo.data.classification import LabelledPixels, standardise
-
-CIFAR_NAMES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
 
 
 def test_digits_are_scaled_split_by_class_and_seeded():
@@ -62,83 +48,6 @@ def test_channels_are_standardised_by_the_training_images():
 def test_a_channel_of_one_colour_becomes_zero():
     grey = LabelledPixels(np.full((3, 1, 2, 2), 9, np.uint8), np.arange(3))
     assert torch.equal(standardise(grey, grey, 3).train_inputs, torch.zeros(3, 1, 2, 2))
-
-
-# CIFAR-10
-
-
-def cifar_records(labels, seed=0):
-    pixels = np.random.default_rng(seed).integers(256, size=(len(labels), 3072), dtype=np.uint8)
-    return np.column_stack([np.asarray(labels, np.uint8), pixels])
-
-
-@pytest.fixture
-def cifar(tmp_path):
-    """Three records per file, whose first red pixel is 10 x the number of the file."""
-    for number, name in enumerate(CIFAR_NAMES):
-        records = cifar_records([number, 9, 0], seed=number)
-        records[:, 1] = 10 * number
-        records.tofile(tmp_path / name)
-    return tmp_path
-
-
-def test_cifar_keeps_labels_and_the_order_of_pixels(cifar):
-    data = load_cifar10(cifar)
-    assert data.train_inputs.shape == (15, 3, 32, 32)
-    assert data.test_inputs.shape == (3, 3, 32, 32)
-    assert data.num_classes == 10
-    assert sorted(data.train_labels.tolist()) == sorted([0, 9, 0, 1, 9, 0, 2, 9, 0, 3, 9, 0, 4, 9, 0])
-    assert sorted(data.test_labels.tolist()) == [0, 5, 9]
-    raw = np.fromfile(cifar / "data_batch_2.bin", np.uint8).reshape(-1, 3073)[0, 1:].astype(np.float32)
-    (row,) = torch.nonzero(data.train_labels == 1).flatten().tolist()
-    ours = data.train_inputs[row].flatten().numpy()
-    for channel in range(3):
-        pixels = slice(1024 * channel, 1024 * (channel + 1))
-        assert np.corrcoef(raw[pixels], ours[pixels])[0, 1] == pytest.approx(1, abs=1e-5)
-
-
-def test_cifar_is_found_in_the_folder_of_the_archive(cifar):
-    inner = cifar / "cifar-10-batches-bin"
-    inner.mkdir()
-    for name in CIFAR_NAMES:
-        (cifar / name).rename(inner / name)
-    assert len(load_cifar10(cifar).train_labels) == 15
-
-
-def test_cifar_takes_a_seeded_sample_of_all_files(cifar):
-    first, again, other = (load_cifar10(cifar, num_train=8, num_test=2, seed=seed) for seed in (0, 0, 1))
-    assert (len(first.train_labels), len(first.test_labels)) == (8, 2)
-    assert torch.equal(first.train_inputs, again.train_inputs)
-    assert not torch.equal(first.train_inputs, other.train_inputs)
-    assert len(set(first.train_labels.tolist())) > 2
-
-
-def test_missing_cifar_file_is_named(cifar):
-    (cifar / "data_batch_4.bin").unlink()
-    with pytest.raises(
-        DataError, match=r"data_batch_4\.bin is missing; expected the binary version\. .*http"
-    ):
-        load_cifar10(cifar)
-
-
-def test_python_version_of_cifar_is_recognised(tmp_path):
-    (tmp_path / "data_batch_1").write_bytes(b"\x80\x02}")
-    with pytest.raises(DataError, match="only data_batch_1 of the Python version; expected the binary"):
-        load_cifar10(tmp_path)
-
-
-@pytest.mark.parametrize("num_bytes", [0, 3072, 3073 * 2 + 1])
-def test_truncated_cifar_file_is_named(cifar, num_bytes):
-    path = cifar / "test_batch.bin"
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(DataError, match=rf"test_batch\.bin has {num_bytes} bytes, and so is truncated"):
-        load_cifar10(cifar)
-
-
-def test_foreign_cifar_file_is_named(cifar):
-    cifar_records([3, 77]).tofile(cifar / "data_batch_1.bin")
-    with pytest.raises(DataError, match=r"data_batch_1\.bin has label 77 in record 1, and so is of another"):
-        load_cifar10(cifar)
 
 
 # MNIST
@@ -246,130 +155,6 @@ def test_broken_compressed_mnist_is_named(mnist, damage):
         load_mnist(mnist)
 
 
-# A folder per class
-
-
-def write_image(path, colour, size=(40, 20), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """Ten red images of apples and five green ones of pears."""
-    for number in range(10):
-        write_image(tmp_path / "apple" / f"{number}.png", (200 + number, 0, 0))
-    for number in range(5):
-        write_image(tmp_path / "pear" / f"{number}.jpg", (0, 200, 0))
-    return tmp_path
-
-
-def test_classes_are_numbered_by_name_and_a_fifth_of_each_is_held_out(photos):
-    data = load_image_folder(photos)
-    assert data.train_inputs.shape == (12, 3, 32, 32)
-    assert data.num_classes == 2
-    assert torch.bincount(data.train_labels).tolist() == [8, 4]
-    assert torch.bincount(data.test_labels).tolist() == [2, 1]
-    red, green = data.train_inputs[:, :2].mean(dim=(2, 3)).unbind(dim=1)
-    assert torch.equal(red > green, data.train_labels == 0)
-    assert load_image_folder(photos, size=8).image_shape == (3, 8, 8)
-
-
-def test_every_mode_becomes_red_green_blue(tmp_path):
-    for name in ("dark", "light"):
-        for number, mode in enumerate(["L", "RGBA", "P", "CMYK"]):
-            suffix = "tif" if mode == "CMYK" else "png"
-            write_image(tmp_path / name / f"{number}.{suffix}", (30, 30, 30), mode=mode)
-    assert load_image_folder(tmp_path).image_shape == (3, 32, 32)
-
-
-def test_folders_of_training_and_validation_are_kept_apart(photos):
-    for folder in ("train", "val"):
-        for name in ("apple", "pear"):
-            write_image(photos / folder / name / "0.png", (9, 9, 9))
-    data = load_image_folder(photos)
-    assert data.train_labels.tolist() == [0, 1] or data.train_labels.tolist() == [1, 0]
-    assert len(data.test_labels) == 2
-
-
-def test_hidden_files_and_folders_are_passed_over(photos):
-    (photos / ".cache").mkdir()
-    (photos / "pear" / ".DS_Store").write_bytes(b"x")
-    assert len(load_image_folder(photos).train_labels) == 12
-
-
-def test_only_the_sample_is_read(photos):
-    for path in photos.glob("*/*"):
-        if path.parent.name == "pear":
-            path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="no image"):
-        load_image_folder(photos)
-    assert any(reads_well(photos, seed) for seed in range(20))
-
-
-def reads_well(folder, seed):
-    try:
-        load_image_folder(folder, num_train=1, num_test=1, seed=seed)
-    except DataError:
-        return False
-    return True
-
-
-def test_smallest_folder_has_two_images_in_each_of_two_classes(tmp_path):
-    for name in ("a", "b"):
-        for number in range(2):
-            write_image(tmp_path / name / f"{number}.png", (number, 0, 0))
-    data = load_image_folder(tmp_path)
-    assert sorted(data.train_labels.tolist()) == sorted(data.test_labels.tolist()) == [0, 1]
-
-
-def test_missing_images_are_named(photos, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere is not a folder"):
-        load_image_folder(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"apple has 0 folders; expected one per class, at least two"):
-        load_image_folder(photos / "apple")
-    (photos / "quince").mkdir()
-    with pytest.raises(DataError, match=r"quince is empty; expected at least one image"):
-        load_image_folder(photos)
-    write_image(photos / "quince" / "0.png", (1, 2, 3))
-    with pytest.raises(DataError, match=r"quince has one image; expected at least two"):
-        load_image_folder(photos)
-
-
-def test_a_training_folder_wants_a_test_folder_of_the_same_classes(photos):
-    for name in ("apple", "pear"):
-        write_image(photos / "train" / name / "0.png", (9, 9, 9))
-        write_image(photos / "elsewhere" / name / "0.png", (9, 9, 9))
-    with pytest.raises(DataError, match="has a folder train and none of test, val, valid, validation"):
-        load_image_folder(photos)
-    (photos / "elsewhere").rename(photos / "test")
-    (photos / "test" / "pear").rename(photos / "test" / "plum")
-    with pytest.raises(DataError, match=r"test has the classes apple, plum, .*train has apple, pear"):
-        load_image_folder(photos)
-
-
-@pytest.mark.parametrize(
-    ("name", "keep", "message"),
-    [
-        ("3.png", 60, r"cannot be read \(.*\), and may be truncated; expected a whole image"),
-        ("3.png", 0, "is no image that Pillow knows; expected images only"),
-        ("notes.txt", None, "is no image that Pillow knows; expected images only"),
-    ],
-    ids=["truncated", "empty", "foreign"],
-)
-def test_broken_image_is_named(photos, name, keep, message):
-    path = photos / "apple" / name
-    path.write_bytes(b"some notes" if keep is None else path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=rf"apple/{re.escape(name)} {message}"):
-        load_image_folder(photos)
-
-
-def test_a_folder_among_the_images_is_named(photos):
-    (photos / "apple" / "more").mkdir()
-    with pytest.raises(DataError, match=r"apple/more cannot be read \(.*directory"):
-        load_image_folder(photos)
-
-
 # Text
 
 
@@ -390,33 +175,3 @@ def test_text_that_is_too_short_or_missing_is_said_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError, match=r"comes without pydoc_data\.topics"):
         load_text()
-
-
-@pytest.mark.parametrize(
-    ("pixels", "name", "top"),
-    [
-        (np.linspace(0, 65535, 64).astype(np.uint16), "16.png", 65535),
-        (np.linspace(0, 65535, 64).astype(np.uint16), "16.tiff", 65535),
-        (np.linspace(0, 65535, 64).astype(np.int32), "32.tiff", 65535),
-        (np.linspace(0, 255, 64).astype(np.int32), "dark.tiff", 255),
-        (np.linspace(0, 1, 64).astype(np.float32), "unit.tiff", 1),
-        (np.linspace(0, 255, 64).astype(np.float32), "float.tiff", 255),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_deep_images_keep_their_levels(tmp_path: Path, pixels: Any, name: str, top: int) -> None:
-    path = tmp_path / name
-    Image.fromarray(pixels.reshape(8, 8)).save(path)
-    read = image_folder._read_image(path, 8)
-    assert read.shape == (8, 8, 3)
-    assert len(np.unique(read)) == 64
-    wanted = pixels.reshape(8, 8).astype(np.float64) * 255 / top
-    np.testing.assert_allclose(read[..., 0], wanted, rtol=1e-6, atol=1e-4)
-
-
-@pytest.mark.parametrize("values", [[-1.0, 1.0], [0.0, 300.0], [float("nan"), 1.0]], ids=str)
-def test_a_deep_image_of_an_unknown_range_is_refused(tmp_path: Path, values: list[float]) -> None:
-    path = tmp_path / "odd.tiff"
-    Image.fromarray(np.array([values], np.float32)).save(path)
-    with pytest.raises(DataError, match=r"odd.tiff has values from .* 0 to 255 in a floating-point one"):
-        image_folder._read_image(path, 8)

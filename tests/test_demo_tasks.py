@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
-from test_demo_data import CIFAR_NAMES, idx
+from test_demo_cifar10 import CIFAR_NAMES
+from test_demo_data import idx
 from torch.nn import functional as F
 
 from fastclip.bench.runner import torch_threads

@@ -26,6 +26,8 @@ class ClassificationData:
         test_inputs: like train_inputs, held out.
         test_labels: like train_labels, held out.
         num_classes: number of classes.
+        classes: what they are called, in the order of their numbers; empty where they have no names.
+        skipped: what was left out of the folder by the caller's choice, one sentence each.
     """
 
     train_inputs: Tensor
@@ -33,6 +35,8 @@ class ClassificationData:
     test_inputs: Tensor
     test_labels: Tensor
     num_classes: int
+    classes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> ImageShape:
@@ -64,7 +68,14 @@ def sample_rows(num_rows: int, count: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).permutation(num_rows)[:count].astype(np.intp)
 
 
-def standardise(train: LabelledPixels, test: LabelledPixels, num_classes: int) -> ClassificationData:
+def standardise(
+    train: LabelledPixels,
+    test: LabelledPixels,
+    num_classes: int,
+    *,
+    classes: tuple[str, ...] = (),
+    skipped: tuple[str, ...] = (),
+) -> ClassificationData:
     """Return images whose channels have mean 0 and deviation 1 over the training images."""
     train_inputs, test_inputs = (torch.from_numpy(part.pixels).float() for part in (train, test))
     deviation, mean = torch.std_mean(train_inputs, dim=(0, 2, 3), correction=0, keepdim=True)
@@ -75,4 +86,6 @@ def standardise(train: LabelledPixels, test: LabelledPixels, num_classes: int) -
         test_inputs=(test_inputs - mean) / deviation,
         test_labels=torch.from_numpy(test.labels),
         num_classes=num_classes,
+        classes=classes,
+        skipped=skipped,
     )
