@@ -157,19 +157,21 @@ def test_demo_passes_its_options_and_exit_code_on(tmp_path: Path, monkeypatch: p
         cli,
         [
             *("demo", "--task", "imagefolder", "--data", str(images), "--output", str(tmp_path)),
-            *("--epochs", "2", "--seed", "5", "--no-search"),
+            *("--epochs", "2", "--seed", "5", "--no-search", "--model", "four-conv", "--size", "48"),
+            "--skip-unreadable",
         ],
     )
     assert result.exit_code == 3
     options = {"task": "imagefolder", "data": images, "epochs": 2, "seed": 5, "search": False}
-    assert seen == [(tmp_path, options)]
+    assert seen == [(tmp_path, {**options, "model": "four-conv", "size": 48, "skip_unreadable": True})]
 
 
 def test_demo_has_its_own_epochs_and_ends_with_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
     monkeypatch.setattr("fastclip.demo.run", lambda output, **options: seen.update(options) or 0)
     assert CliRunner().invoke(cli, ["demo"]).exit_code == 0
-    assert seen == {"task": "digits", "data": None, "epochs": None, "seed": 0, "search": True}
+    plain = {"task": "digits", "data": None, "epochs": None, "seed": 0, "search": None}
+    assert seen == {**plain, "model": None, "size": None, "skip_unreadable": False}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,11 @@ def test_demo_has_its_own_epochs_and_ends_with_a_search(monkeypatch: pytest.Monk
         (["--task", "mnist", "--data", "."], "holds neither train-images-idx3-ubyte nor"),
         (["--task", "mnist", "--data", "nowhere"], "'nowhere' does not exist"),
         (["--task", "imagenet"], "'imagenet' is not one of 'digits', 'charlm'"),
+        (["--model", "resnet"], "'resnet' is not one of 'three-conv', 'four-conv', 'batch-norm'"),
+        (["--task", "charlm", "--model", "simple"], "charlm, which predicts characters; expected none."),
+        (["--task", "charlm", "--search"], "a search is asked of charlm; expected a task that sorts images."),
+        (["--size", "9"], "given to digits, whose images are of one size and kind; expected neither."),
+        (["--skip-unreadable"], "given to digits, whose images are of one size and kind; expected neither."),
     ],
 )
 def test_demo_turns_down_data_before_any_work(
@@ -193,11 +200,13 @@ def test_demo_turns_down_data_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_offers_every_task() -> None:
+def test_demo_offers_every_task_and_network() -> None:
+    from fastclip.demo.models import IMAGE_NETWORKS
     from fastclip.demo.tasks import TASKS
 
-    (option,) = (option for option in cli.commands["demo"].params if option.name == "task")
-    assert tuple(option.type.choices) == TASKS
+    options = {option.name: option for option in cli.commands["demo"].params}
+    assert tuple(options["task"].type.choices) == TASKS
+    assert tuple(options["model"].type.choices) == tuple(IMAGE_NETWORKS)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ from fastclip.demo.plot import plot_histories, running_median
 from fastclip.demo.report import runs_table
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import Run, runs_for
-from fastclip.demo.tasks import ACCURACY, make_task
+from fastclip.demo.tasks import ACCURACY, Marks, Measure, make_task
 from fastclip.demo.training import History, train
 from fastclip.optim import Stats
 
@@ -88,7 +89,10 @@ def test_demo_shows_backends_speed_and_rescue(tmp_path, capsys):
         "fastclip 0.25 + NaN",
         "torch 0.25 + NaN",
     ):
-        assert f"Trained {name}: test accuracy" in log
+        assert re.search(
+            rf"Trained {re.escape(name)}: train accuracy \S+%, test accuracy \S+%, train loss \S+, test loss",
+            log,
+        )
     assert "\x1b" not in log
 
 
@@ -175,6 +179,7 @@ def test_training_records_every_step_and_leaves_the_random_state_alone():
     assert min(history.step_seconds) > 0
     assert len(epochs) == 2
     assert history.stats.clip_fraction == 0
+    assert history.seconds > sum(history.step_seconds)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -186,7 +191,9 @@ def exploded_run(**options):
         norms=values,
         step_seconds=[1e-4] * len(values),
         stats=Stats(steps=25, clipped=0, skipped=2, consecutive_skips=0, largest_norm=1e27),
-        score=0.1,
+        train=Marks(loss=math.nan, value=0.11),
+        test=Marks(loss=2.345, value=0.1),
+        outcome="exploded at 22",
         **options,
     )
 
@@ -194,8 +201,17 @@ def exploded_run(**options):
 def test_table_of_an_explosion():
     console = log_console()
     console.print(runs_table([exploded_run()], "title", ACCURACY))
-    (row,) = (line for line in console.file.getvalue().splitlines() if "unclipped" in line)
-    assert row.split() == ["unclipped", "10.0%", "0%", "2", "1e+27", "2", "ms", "100", "us"]
+    end, steps = (line for line in console.file.getvalue().splitlines() if "unclipped" in line)
+    assert end.split() == ["unclipped", "11.0%", "10.0%", "nan", "2.35", "exploded", "at", "22"]
+    assert steps.split() == ["unclipped", "0%", "2", "1e+27", "2", "ms", "100", "us"]
+
+
+def test_table_of_a_measure_that_is_a_loss_shows_it_once():
+    console = log_console()
+    bits = Measure("held-out text", "training text", "{:.1f} bits", is_loss=True)
+    console.print(runs_table([exploded_run()], "title", bits))
+    end = next(line for line in console.file.getvalue().splitlines() if "unclipped" in line)
+    assert end.split() == ["unclipped", "0.1", "bits", "0.1", "bits", "exploded", "at", "22"]
 
 
 def test_table_fits_a_terminal():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastclip.demo.data import DataError, image_folder, load_image_folder
+from fastclip.demo.data import DataError, image_files, load_image_folder
+from fastclip.demo.data.image_files import UnreadableImageError
 
 
 def write_image(path, colour, size=(40, 20), mode="RGB"):
@@ -67,7 +69,7 @@ def test_only_the_sample_is_read(photos):
     for path in photos.glob("*/*"):
         if path.parent.name == "pear":
             path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="5 unreadable entries"):
         load_image_folder(photos)
     assert any(reads_well(photos, seed) for seed in range(20))
 
@@ -113,26 +115,120 @@ def test_a_training_folder_wants_a_test_folder_of_the_same_classes(photos):
         load_image_folder(photos)
 
 
+TRUNCATED = r"\(cannot be read, may be truncated: .+\)"
+FOREIGN = r"\(no image that Pillow knows\)"
+
+
 @pytest.mark.parametrize(
-    ("name", "keep", "message"),
+    ("name", "keep", "reason"),
     [
-        ("3.png", 60, r"cannot be read \(.*\), and may be truncated; expected a whole image"),
-        ("3.png", 0, "is no image that Pillow knows; expected images only"),
-        ("notes.txt", None, "is no image that Pillow knows; expected images only"),
+        ("3.png", 60, TRUNCATED),
+        ("3.png", 0, FOREIGN),
+        ("notes.txt", None, FOREIGN),
+        ("Thumbs.db", None, FOREIGN),
     ],
-    ids=["truncated", "empty", "foreign"],
+    ids=["truncated", "empty", "notes", "thumbs"],
 )
-def test_broken_image_is_named(photos, name, keep, message):
+def test_what_is_no_whole_image_is_named(photos, name, keep, reason):
     path = photos / "apple" / name
     path.write_bytes(b"some notes" if keep is None else path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=rf"apple/{re.escape(name)} {message}"):
+    message = rf"has 1 unreadable entry: .*apple/{re.escape(name)} {reason}; expected images only\."
+    with pytest.raises(DataError, match=message):
         load_image_folder(photos)
 
 
-def test_a_folder_among_the_images_is_named(photos):
-    (photos / "apple" / "more").mkdir()
-    with pytest.raises(DataError, match=r"apple/more cannot be read \(.*directory"):
+def spoil(photos):
+    """Twelve entries that are no images: three kinds of files, broken images, a folder."""
+    for number in range(7):
+        (photos / "apple" / f"note{number}.txt").write_text("a note")
+    (photos / "apple" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (photos / "pear" / "desktop.ini").write_text("[.ShellClassInfo]")
+    write_image(photos / "pear" / "more" / "0.png", (1, 2, 3))
+    for path in (photos / "apple" / "2.png", photos / "pear" / "4.jpg"):
+        path.write_bytes(path.read_bytes()[:-50])
+
+
+def test_all_are_found_at_once_and_the_first_ten_named(photos):
+    spoil(photos)
+    with pytest.raises(DataError) as refusal:
         load_image_folder(photos)
+    message = str(refusal.value)
+    assert "has 12 unreadable entries: " in message
+    assert message.count(" (no image that Pillow knows)") == 9
+    assert f"{photos / 'pear' / 'more'} (a folder), and 2 more; expected images only." in message
+    assert message.endswith("skip_unreadable=True, and --skip-unreadable on the command line.")
+
+
+def test_all_are_left_out_by_choice_and_listed(photos):
+    spoil(photos)
+    data = load_image_folder(photos, skip_unreadable=True)
+    assert len(data.skipped) == 12
+    assert f"{photos / 'pear' / 'more'} (a folder)" in data.skipped
+    assert sum("2.png (cannot be read, may be truncated: " in sentence for sentence in data.skipped) == 1
+    for sentence in data.skipped:
+        entry = Path(sentence.partition(" (")[0])
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    cleaned = load_image_folder(photos)
+    assert torch.equal(data.train_inputs, cleaned.train_inputs)
+    assert torch.equal(data.test_inputs, cleaned.test_inputs)
+    assert torch.equal(data.train_labels, cleaned.train_labels)
+    assert len(cleaned.train_labels) + len(cleaned.test_labels) == 15 - 2
+
+
+def test_a_sample_is_filled_up_when_some_of_it_is_skipped(photos):
+    spoil(photos)
+    data = load_image_folder(photos, num_train=6, num_test=2, skip_unreadable=True)
+    assert (len(data.train_labels), len(data.test_labels)) == (6, 2)
+
+
+def test_choosing_to_skip_changes_nothing_where_all_are_images(photos):
+    plain, skipping = load_image_folder(photos), load_image_folder(photos, skip_unreadable=True)
+    assert torch.equal(plain.train_inputs, skipping.train_inputs)
+    assert plain.skipped == skipping.skipped == ()
+    assert plain.classes == ("apple", "pear")
+
+
+def test_a_class_left_without_an_image_is_an_error_also_when_skipping(photos):
+    for path in (photos / "pear").iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"pear is left with no image: it has 5 unreadable entries: .*0\.jpg"):
+        load_image_folder(photos, skip_unreadable=True)
+    write_image(photos / "pear" / "0.jpg", (0, 200, 0))
+    with pytest.raises(DataError, match=r"pear has one image; expected at least two"):
+        load_image_folder(photos, skip_unreadable=True)
+    for path in list((photos / "pear").iterdir()):
+        path.rename(path.with_suffix(".txt")).write_text("no image")
+    message = r"pear has 5 unreadable entries: .*0\.txt .*; expected at least one image"
+    with pytest.raises(DataError, match=message):
+        load_image_folder(photos, skip_unreadable=True)
+
+
+def test_entries_of_the_test_folder_are_named_with_those_of_the_training_folder(photos):
+    for part in ("train", "test"):
+        for name in ("apple", "pear"):
+            write_image(photos / part / name / "0.png", (9, 9, 9))
+        (photos / part / "pear" / "Thumbs.db").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"2 unreadable entries: .*train/pear/Thumbs\.db .*test/pear/Thumbs\.db"
+    ):
+        load_image_folder(photos)
+    assert len(load_image_folder(photos, skip_unreadable=True).skipped) == 2
+
+
+def test_an_image_without_a_suffix_is_one(photos):
+    (photos / "apple" / "3.png").rename(photos / "apple" / "3")
+    assert len(load_image_folder(photos).train_labels) == 12
+
+
+def test_every_image_is_decoded_once(photos, monkeypatch):
+    decoded = []
+    convert = Image.Image.convert
+    monkeypatch.setattr(
+        Image.Image, "convert", lambda image, mode: decoded.append(image.filename) or convert(image, mode)
+    )
+    (photos / "apple" / "3.png").rename(photos / "apple" / "3")
+    load_image_folder(photos, skip_unreadable=True)
+    assert len(decoded) == len(set(decoded)) == 15
 
 
 @pytest.mark.parametrize(
@@ -150,7 +246,7 @@ def test_a_folder_among_the_images_is_named(photos):
 def test_deep_images_keep_their_levels(tmp_path: Path, pixels: Any, name: str, top: int) -> None:
     path = tmp_path / name
     Image.fromarray(pixels.reshape(8, 8)).save(path)
-    read = image_folder._read_image(path, 8)
+    read = image_files.read_image(path, 8)
     assert read.shape == (8, 8, 3)
     assert len(np.unique(read)) == 64
     wanted = pixels.reshape(8, 8).astype(np.float64) * 255 / top
@@ -161,5 +257,5 @@ def test_deep_images_keep_their_levels(tmp_path: Path, pixels: Any, name: str, t
 def test_a_deep_image_of_an_unknown_range_is_refused(tmp_path: Path, values: list[float]) -> None:
     path = tmp_path / "odd.tiff"
     Image.fromarray(np.array([values], np.float32)).save(path)
-    with pytest.raises(DataError, match=r"odd.tiff has values from .* 0 to 255 in a floating-point one"):
-        image_folder._read_image(path, 8)
+    with pytest.raises(UnreadableImageError, match=r"values from .* 0 to 255 in a floating-point one"):
+        image_files.read_image(path, 8)

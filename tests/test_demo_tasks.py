@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +21,12 @@ from torch.nn import functional as F
 
 from fastclip.bench.runner import torch_threads
 from fastclip.demo import run
-from fastclip.demo.data import load_text
-from fastclip.demo.models import BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
+from fastclip.demo.data import DataError, load_text
+from fastclip.demo.models import IMAGE_NETWORKS, BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import runs_for
-from fastclip.demo.search import FOLDER, REPORT, search_digits
-from fastclip.demo.tasks import FROM_FOLDER, TASKS, Measure, make_task
+from fastclip.demo.search import search, search_folder
+from fastclip.demo.tasks import FROM_FOLDER, TASKS, Choices, Measure, make_task
 
 NETWORKS = {"cifar10": FourConvCNN, "imagefolder": BatchNormCNN, "mnist": SimpleNet}
 
@@ -65,7 +67,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FROM_FOLDER)
-def test_images_from_a_folder_are_trained_on_and_shown_without_judgement(name, folders, tmp_path):
+def test_images_from_a_folder_are_trained_on_and_judged_by_guessing(name, folders, tmp_path):
     task = make_task(name, folders[name], epochs=1)
     assert isinstance(task.make_model(), NETWORKS[name])
     console = log_console()
@@ -73,7 +75,11 @@ def test_images_from_a_folder_are_trained_on_and_shown_without_judgement(name, f
     assert (tmp_path / f"{name}.png").stat().st_size > 0
     log = console.file.getvalue()
     assert "Test accuracy: unclipped " in log
-    assert "fastclip 0.25 " in log
+    assert re.search(r"fastclip 0\.25 [\d.]+% \((learned|guesses|exploded( at \d+)?)\)", log)
+    assert re.search(r"Guessing reaches 1\d\.\d%, the share of the largest class\.", log)
+    assert re.search(
+        r"^(Rescued|Nothing to rescue|Not rescued|Clipped too low): .*the network .*\.$", log, re.MULTILINE
+    )
 
 
 def test_charlm_explodes_unclipped_and_learns_clipped(tmp_path):
@@ -100,7 +106,11 @@ def test_bits_of_a_network_that_guesses():
     model = task.make_model()
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    assert task.score(model) == pytest.approx(task.guessing_loss / math.log(2), rel=1e-5)
+    marks = task.judge(model, "test")
+    assert marks.value == pytest.approx(task.guessing_loss / math.log(2), rel=1e-5)
+    assert marks.loss == pytest.approx(task.guessing_loss, rel=1e-5)
+    assert task.judge(model, "train").value == pytest.approx(marks.value)
+    assert task.is_guess(marks)
     assert task.guessing_loss == pytest.approx(math.log(len(task.data.alphabet)))
 
 
@@ -150,12 +160,19 @@ def test_every_image_is_seen_once_in_an_epoch():
     assert set(sizes[:-1]) == {32}
     assert losses[0] == pytest.approx(task.guessing_loss)
     assert all(is_training)
-    assert task.score(model) == pytest.approx(0.1, abs=0.02)
+    marks = task.judge(model, "test")
+    assert marks.value == pytest.approx(0.1, abs=0.02)
+    assert marks.loss == pytest.approx(task.guessing_loss)
+    assert marks.recall == pytest.approx(0.1)
+    assert task.is_guess(marks)
     assert not is_training[-1]
 
 
 def test_a_measure_never_takes_nan_for_good():
-    accuracy, bits = Measure("accuracy", "{:.0%}"), Measure("bits", "{:.1f} bits", is_loss=True)
+    accuracy, bits = (
+        Measure("accuracy", "train accuracy", "{:.0%}"),
+        Measure("bits", "train bits", "{:.1f} bits", is_loss=True),
+    )
     assert accuracy.is_at_least(0.9, 0.9)
     assert not accuracy.is_at_least(0.8, 0.9)
     assert bits.is_at_least(2.0, 2.5)
@@ -176,16 +193,31 @@ def test_epochs_replace_those_of_the_recipe():
 
 
 def test_search_finds_parameters_tests_them_and_can_be_repeated(tmp_path):
-    (tmp_path / FOLDER).mkdir()
-    (tmp_path / FOLDER / "trials.csv").write_text("of an earlier run")
+    task = make_task("digits")
+    folder = search_folder(tmp_path, task)
+    folder.mkdir()
+    (folder / "trials.csv").write_text("of an earlier run")
     console = log_console()
-    assert not search_digits(console, tmp_path, n_trials=2, max_epochs=1, n_jobs=1)
+    assert not search(console, tmp_path, task, n_trials=2, max_epochs=1, n_jobs=1)
     log = console.file.getvalue()
+    assert "Searching: 2 trials of 3 folds of 1 epochs, at most about 1 min" in log
     assert "Best of 2 trials" in log
-    assert "test accuracy" in log
-    assert "expected at least 93%" in log
-    assert "</html>" in (tmp_path / REPORT).read_text(encoding="utf-8")
-    assert len((tmp_path / FOLDER / "trials.csv").read_text().splitlines()) == 3
+    assert re.search(
+        r"train accuracy \S+%, test accuracy \S+%, train loss \S+, test loss \S+, expected at least 93%", log
+    )
+    assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert len((folder / "trials.csv").read_text().splitlines()) == 3
+
+
+def test_search_on_own_images_is_judged_by_guessing(folders, tmp_path):
+    task = make_task("imagefolder", folders["imagefolder"], choices=Choices(model="simple", size=8))
+    console = log_console()
+    assert search(console, tmp_path, task, n_trials=2, max_epochs=1, n_jobs=1)
+    log = console.file.getvalue()
+    assert re.search(
+        r"test loss \S+; (no )?better than guessing, 1\d\.\d%, the share of the largest class\.", log
+    )
+    assert "</html>" in (tmp_path / "imagefolder-search" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("is_found", "code"), [(True, 0), (False, 1)])
@@ -194,7 +226,61 @@ def test_exit_code_is_that_of_the_search_too(monkeypatch, tmp_path, is_found, co
     monkeypatch.setattr("fastclip.bench.table.render", lambda results: "")
     module = importlib.import_module("fastclip.demo.run")  # the name in the package is the function
     monkeypatch.setattr(module, "rescue", lambda *args: True)
-    monkeypatch.setattr(module, "search_digits", lambda *args, **kwargs: is_found)
+    monkeypatch.setattr(module, "search_task", lambda *args, **kwargs: is_found)
     assert run(tmp_path) == code
     assert run(tmp_path, search=False) == 0
     assert run(tmp_path, task="charlm") == 0
+
+
+@pytest.mark.parametrize("network", IMAGE_NETWORKS)
+@pytest.mark.parametrize("name", ["digits", *FROM_FOLDER])
+def test_every_network_is_shown_with_every_images(name, network, folders):
+    task = make_task(name, folders.get(name), epochs=1, choices=Choices(model=network))
+    model = task.make_model()
+    assert isinstance(model, IMAGE_NETWORKS[network].make)
+    loss = next(task.losses(model, torch.Generator().manual_seed(0)))
+    assert loss.item() == pytest.approx(math.log(10), rel=0.5)
+    assert (task.expectation is not None) is (name == "digits" and network == "three-conv")
+
+
+def test_a_network_that_does_not_fit_is_said_in_one_sentence(folders):
+    with pytest.raises(DataError, match=r"vanish in 3 poolings; expected at least 8 x 8\. .* by --size\."):
+        make_task("imagefolder", folders["imagefolder"], choices=Choices(size=4))
+    with pytest.raises(DataError, match=r"'resnet' is unknown; expected one of three-conv, four-conv, "):
+        make_task("digits", choices=Choices(model="resnet"))
+
+
+def test_train_and_test_are_judged_apart(folders):
+    task = make_task("mnist", folders["mnist"])
+    inputs, labels = task.data.train_inputs, task.data.train_labels
+
+    class ByHeart(torch.nn.Module):
+        """Knows the images to train on, and takes all others for class 0."""
+
+        def forward(self, images):
+            known = (images[:, None] == inputs[None]).flatten(2).all(dim=2)
+            answers = torch.where(known.any(1), labels[known.int().argmax(1)], 0)
+            return 9.0 * F.one_hot(answers, 10)
+
+    train, test = (task.judge(ByHeart(), part) for part in ("train", "test"))
+    assert (train.value, train.recall) == (1.0, 1.0)
+    assert train.loss == pytest.approx(
+        math.log1p(9 * math.exp(-9.0)), abs=2**-22
+    )  # near 9 a float32 has that
+    assert test.value == pytest.approx((task.data.test_labels == 0).double().mean().item())
+    assert test.recall == pytest.approx(1 / len(task.data.test_labels.unique()))
+
+
+def test_what_was_left_out_is_listed(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastclip.bench.run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("fastclip.bench.table.render", lambda results: "")
+    monkeypatch.setattr(importlib.import_module("fastclip.demo.run"), "rescue", lambda *args: True)
+    photos = shutil.copytree(folders["imagefolder"], tmp_path / "photos")
+    (photos / "3" / "Thumbs.db").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 unreadable entry: .*Thumbs"):
+        run(tmp_path / "out", task="imagefolder", data=photos)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "out", task="imagefolder", data=photos, skip_unreadable=True) == 0
+    sentence = f"{photos / '3' / 'Thumbs.db'} (no image that Pillow knows)"
+    assert (tmp_path / "out" / "skipped.txt").read_text() == f"{sentence}\n"
+    assert f"Left out 1 unreadable entry: {sentence}. All of them: " in capsys.readouterr().out

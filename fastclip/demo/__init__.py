@@ -3,6 +3,8 @@
 _EXTRA = frozenset({"PIL", "matplotlib", "optuna", "rich", "sklearn"})
 
 try:
+    import optuna as _optuna  # noqa: F401  # before the tuner, which would name an extra of its own
+
     from fastclip.demo.data import DataError
     from fastclip.demo.run import run
 except ModuleNotFoundError as error:

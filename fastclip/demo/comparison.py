@@ -19,11 +19,8 @@ from fastclip.bench.environment import Environment, environment
 from fastclip.bench.runner import torch_threads
 from fastclip.bench.strategies import CostRow, run_costs
 from fastclip.demo.clip_then_step import ClipThenStep
-from fastclip.demo.data import load_digits
-from fastclip.demo.models import DeepMLP
 from fastclip.demo.runs import Clipping, Run
-from fastclip.demo.tasks import Task, make_task
-from fastclip.demo.tasks.images import image_task
+from fastclip.demo.tasks import Choices, Task, make_task
 from fastclip.demo.training import train
 from fastclip.files import atomic
 from fastclip.monitor import read
@@ -237,8 +234,6 @@ def _task(trial: Trial, seed: int, epochs: int | None) -> Task:
     if trial.task == "characters":
         task = make_task("charlm", seed=seed, epochs=epochs)
     else:
-        task = make_task("digits", seed=seed, epochs=epochs)
-    recipe = replace(task.recipe, learning_rate=trial.rate)
-    if trial.task == "MLP":
-        return image_task("digits", "Digits MLP", load_digits(seed=seed), DeepMLP, recipe, task.expectation)
-    return replace(task, recipe=recipe)
+        choices = Choices(model="deep-mlp" if trial.task == "MLP" else None)
+        task = make_task("digits", seed=seed, epochs=epochs, choices=choices)
+    return replace(task, recipe=replace(task.recipe, learning_rate=trial.rate))

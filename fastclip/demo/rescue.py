@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastclip.bench.runner import torch_threads
+from fastclip.demo.outcomes import conclude
 from fastclip.demo.plot import plot_histories
 from fastclip.demo.report import runs_table
 from fastclip.demo.runs import Run
-from fastclip.demo.tasks import Expectation, Task
+from fastclip.demo.tasks import Measure, Task
 from fastclip.demo.training import History, train
 from fastclip.monitor import read
 from fastclip.monitor.report import write_report
@@ -36,8 +37,7 @@ def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> b
         True if every run ended as it is expected to; always True for a task that expects nothing.
     """
     histories = _train_each(console, task, runs, output / RUNS)
-    failures = [] if task.expectation is None else _failures(histories, task, task.expectation)
-    verdict = _verdict(histories, task, failures)
+    conclusion = conclude(task, histories)
     recipe = task.recipe
     setting = (
         f"{task.title}, SGD at rate {recipe.learning_rate:g}, momentum {recipe.momentum:g}, "
@@ -47,7 +47,7 @@ def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> b
     plot_histories(
         histories,
         figure,
-        title=verdict,
+        title=conclusion.verdict,
         subtitle=setting,
         measure=task.measure,
         guessing_loss=task.guessing_loss,
@@ -57,9 +57,12 @@ def rescue(console: Console, output: Path, task: Task, runs: Sequence[Run]) -> b
     for folder in sorted(path for path in (output / RUNS).glob("*") if path.is_dir()):
         page = write_report(read(folder), folder / "report.html")
         console.print(f"What the monitor saw: {page}, or fastclip monitor {folder}", soft_wrap=True)
-    style = "red" if failures else "green"
-    console.print(": ".join([verdict, *failures]) + ".", style=style, soft_wrap=True)
-    return not failures
+    for detail in conclusion.details:
+        console.print(f"{detail[0].upper()}{detail[1:]}.", soft_wrap=True)
+    style = "red" if conclusion.failures else "green"
+    sentence = ": ".join([conclusion.verdict, *conclusion.failures])
+    console.print(f"{sentence}.", style=style, soft_wrap=True)
+    return not conclusion.failures
 
 
 def _train_each(console: Console, task: Task, runs: Sequence[Run], watched: Path) -> list[History]:
@@ -78,40 +81,20 @@ def _train_each(console: Console, task: Task, runs: Sequence[Run], watched: Path
             on_epoch = partial(progress.advance, bar)
             folder = _fresh(watched / run.name.replace(" ", "")) if run.clipper == "fastclip" else None
             histories.append(train(task, run, nan_step=nan_step, on_epoch=on_epoch, watched=folder))
-            console.print(f"Trained {run.name}: {measure.name} {measure.show(histories[-1].score)}.")
+            console.print(f"Trained {run.name}: {_marks(histories[-1], measure)}.", soft_wrap=True)
     return histories
+
+
+def _marks(history: History, measure: Measure) -> str:
+    """Return how a run did on what it was trained on and on what was held out."""
+    train, test = history.train, history.test
+    values = f"{measure.train_name} {measure.show(train.value)}, {measure.name} {measure.show(test.value)}"
+    if measure.is_loss:
+        return f"{values}, {history.outcome}"
+    return f"{values}, train loss {train.loss:.3g}, test loss {test.loss:.3g}, {history.outcome}"
 
 
 def _fresh(folder: Path) -> Path:
     """Return a folder without a run of an earlier demo, which a monitor would go on with."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
-
-
-def _failures(histories: Sequence[History], task: Task, expectation: Expectation) -> list[str]:
-    """Say which runs did not end as they should."""
-    measure = task.measure
-    failures: list[str] = []
-    for history in histories:
-        run, skipped = history.run, history.stats.skipped
-        bound = expectation.clipped if run.learns else expectation.unclipped
-        if measure.is_at_least(history.score, bound) is not run.learns:
-            failures.append(
-                f"{run.name} reached {measure.show(history.score)}, expected "
-                f"{'at least as good as' if run.learns else 'worse than'} {measure.show(bound)}"
-            )
-        if skipped != run.expected_skips:
-            failures.append(f"{run.name} skipped {skipped} steps, expected {run.expected_skips}")
-    return failures
-
-
-def _verdict(histories: Sequence[History], task: Task, failures: Sequence[str]) -> str:
-    if failures:
-        return "The rescue failed"
-    if task.expectation is None:
-        scores = [f"{history.run.name} {task.measure.show(history.score)}" for history in histories]
-        return f"{task.measure.name.capitalize()}: {', '.join(scores)}"
-    rescued = "Unclipped, the network ends at guessing or worse; clipped, it learns"
-    if any(history.run.has_nan for history in histories):
-        return f"{rescued}. A batch of NaN costs one step with fastclip, the run with torch"
-    return rescued

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastclip import ClippedOptimizer, Monitor
+from fastclip.demo.outcomes import outcome
 from fastclip.demo.runs import Run
-from fastclip.demo.tasks import Task
+from fastclip.demo.tasks import Marks, Task
 from fastclip.optim import Stats
 
 NO_STEPS = Stats(steps=0, clipped=0, skipped=0, consecutive_skips=0, largest_norm=0.0)
@@ -34,7 +35,10 @@ class History:
         skipped: The steps that the optimizer left out.
         step_seconds: Wall time that each step spent on clip and update.
         stats: What the optimizer counted.
-        score: The task's measure on what was held out, after the last step.
+        train: How well the network does, after the last step, on what it was trained on.
+        test: How well it does on what was held out.
+        outcome: Whether it learned, ends at guessing, or since which step it was lost.
+        seconds: Wall time of the training, without judging.
     """
 
     run: Run
@@ -44,7 +48,15 @@ class History:
     skipped: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     stats: Stats = NO_STEPS
-    score: float = math.nan
+    train: Marks = field(default_factory=Marks)
+    test: Marks = field(default_factory=Marks)
+    outcome: str = ""
+    seconds: float = 0.0
+
+    @property
+    def score(self) -> float:
+        """The task's measure on what was held out."""
+        return self.test.value
 
 
 def train(
@@ -66,7 +78,7 @@ def train(
             nothing.
 
     Returns:
-        The history of every step and the score at the end. The same arguments give the same losses and
+        The history of every step and the marks at the end. The same arguments give the same losses and
         norms on the same machine with the same number of threads. Reads three scalars per step (a host
         synchronisation each, were the model on a GPU). The caller's random state is untouched.
     """
@@ -83,6 +95,7 @@ def train(
     monitor = None
     if watched is not None and isinstance(optimizer, ClippedOptimizer):
         monitor = Monitor(optimizer, watched, model=model, per_parameter=True)
+    began = time.perf_counter()
     for _ in range(recipe.epochs):
         for loss in task.losses(model, shuffle):
             optimizer.zero_grad()
@@ -92,20 +105,22 @@ def train(
             history.step_seconds.append(time.perf_counter() - before)
             if monitor is not None:
                 monitor.step(loss)
-            outcome = optimizer.last
-            assert outcome is not None  # there was a step
-            if outcome.skipped:
+            last = optimizer.last
+            assert last is not None  # there was a step
+            if last.skipped:
                 history.skipped.append(len(history.losses))
             history.losses.append(loss.item())
-            history.norms.append(outcome.total_norm.item())
+            history.norms.append(last.total_norm.item())
         on_epoch()
 
     if spoiling is not None:
         spoiling.remove()
     if monitor is not None:
         monitor.close()
+    history.seconds = time.perf_counter() - began
     history.stats = optimizer.stats()
-    history.score = task.score(model)
+    history.train, history.test = task.judge(model, "train"), task.judge(model, "test")
+    history.outcome = outcome(task, history)
     return history
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastclip.demo.data.errors import DataError
 from fastclip.demo.models.image_shape import ImageShape
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.float32]
@@ -64,7 +65,13 @@ class LabelledPixels:
 
 
 def sample_rows(num_rows: int, count: int, seed: int) -> NDArray[np.intp]:
-    """Return at most `count` of the row numbers below num_rows, drawn without replacement."""
+    """Return at most `count` of the row numbers below num_rows, drawn without replacement.
+
+    Raises:
+        DataError: count is below 1.
+    """
+    if count < 1:
+        raise DataError(f"sample_rows: {count} images of {num_rows} are asked for; expected at least 1.")
     return np.random.default_rng(seed).permutation(num_rows)[:count].astype(np.intp)
 
 

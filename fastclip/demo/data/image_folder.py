@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 
 from fastclip.demo.data.classification import (
@@ -17,7 +18,8 @@ from fastclip.demo.data.classification import (
     sample_rows,
     standardise,
 )
-from fastclip.demo.data.errors import DataError
+from fastclip.demo.data.errors import DataError, told
+from fastclip.demo.data.image_files import UnreadableImageError, find_reason, read_image
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 TEST_SHARE = 0.2
@@ -25,17 +27,26 @@ SIZE = 32
 
 
 def load_image_folder(
-    folder: Path, *, num_train: int = 50_000, num_test: int = 10_000, size: int = SIZE, seed: int = 0
+    folder: Path,
+    *,
+    num_train: int = 50_000,
+    num_test: int = 10_000,
+    size: int = SIZE,
+    skip_unreadable: bool = False,
+    seed: int = 0,
 ) -> ClassificationData:
     """Return the images of a folder with a subfolder per class, each channel standardised.
 
     Args:
         folder: Holds a folder per class, or a folder `train` and one of `test`, `val`, `valid` and
             `validation` that do. Without a test folder a fifth of each class is held out. Only images may
-            lie in the class folders; hidden files are passed over.
-        num_train: Training images to take at most, drawn from all of them; only these are read.
+            lie in the class folders; hidden files, and files beside the class folders, are passed over.
+        num_train: Training images to take at most, drawn from all of them; only these are decoded, once.
         num_test: Test images to take at most.
         size: Height and width to which every image is resized.
+        skip_unreadable: Leave out what is no image, is broken, or is a folder in a class folder, and list it
+            in `skipped`: the result is that of a folder from which it was moved away. Files that are not
+            taken are judged by their name, or by their header where the name is that of no image.
         seed: Seed of what is held out and taken.
 
     Returns:
@@ -43,31 +54,120 @@ def load_image_folder(
         order of their folders' names.
 
     Raises:
-        DataError: folders or images are missing, or a file is truncated or no image.
+        DataError: size is below 1; folders are missing; a class has too few images that can be read; or,
+            unless they are skipped, there are unreadable entries: all are found, and the first ten named.
     """
-    if (folder / "train").is_dir():
-        train_paths, train_labels, classes = _list_images(folder / "train")
-        test_folder = _test_folder(folder)
-        test_paths, test_labels, test_classes = _list_images(test_folder)
-        if test_classes != classes:
+    if size < 1:
+        raise DataError(f"load_image_folder: size={size}; expected a whole number of at least 1.")
+    listed = _list_parts(folder)
+    read = _Images(size)
+    unreadable = [sentence for part in listed for sentence in part.unreadable]
+    while True:
+        train, test = listed if len(listed) == 2 else _split(listed[0], seed)
+        train, test = train.sample(num_train, seed), test.sample(num_test, seed)
+        broken = read.decode([*train.paths, *test.paths])
+        unreadable += broken.values()
+        if unreadable and not skip_unreadable:
             raise DataError(
-                f"load_image_folder: {test_folder} has the classes {', '.join(test_classes)}, "
-                f"{folder / 'train'} has {', '.join(classes)}; expected the same."
+                f"load_image_folder: {folder} has {told(unreadable)}; expected images only. Move away what "
+                "is none and copy anew what is broken, or leave all of it out: skip_unreadable=True, and "
+                "--skip-unreadable on the command line."
             )
-    else:
-        paths, labels, classes = _list_images(folder)
-        _check_splittable(folder, labels, classes)
-        num_held_out = max(round(TEST_SHARE * len(paths)), len(classes))
-        train_paths, test_paths, train_labels, test_labels = train_test_split(
-            paths, labels, test_size=num_held_out, stratify=labels, random_state=seed
-        )
-    train_rows = sample_rows(len(train_paths), num_train, seed)
-    test_rows = sample_rows(len(test_paths), num_test, seed)
+        if not broken:
+            break
+        listed = [part.without(broken) for part in listed]
     return standardise(
-        LabelledPixels(_read([train_paths[row] for row in train_rows], size), train_labels[train_rows]),
-        LabelledPixels(_read([test_paths[row] for row in test_rows], size), test_labels[test_rows]),
-        len(classes),
+        read.labelled(train),
+        read.labelled(test),
+        len(train.classes),
+        classes=train.classes,
+        skipped=tuple(unreadable),
     )
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Images found and not yet read.
+
+    Attributes:
+        folder: Where the class folders are.
+        paths: Of the images.
+        labels: The class of each.
+        classes: The names of the classes.
+        unreadable: What else lies in the class folders, each with the reason.
+    """
+
+    folder: Path
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    unreadable: list[str]
+
+    def sample(self, count: int, seed: int) -> _Listed:
+        """Return at most `count` images, drawn without replacement."""
+        return self.take(sample_rows(len(self.paths), count, seed))
+
+    def take(self, rows: NDArray[np.intp]) -> _Listed:
+        """Return the images in these rows."""
+        return replace(self, paths=[self.paths[row] for row in rows], labels=self.labels[rows])
+
+    def without(self, broken: Mapping[Path, str]) -> _Listed:
+        """Return the images that are not among these.
+
+        Raises:
+            DataError: a class is left with none.
+        """
+        kept = self.take(np.flatnonzero([path not in broken for path in self.paths]))
+        lost = sorted(set(self.labels.tolist()) - set(kept.labels.tolist()))
+        if lost:
+            place = self.folder / self.classes[lost[0]]
+            found = [sentence for path, sentence in broken.items() if path.parent == place]
+            raise DataError(
+                f"load_image_folder: {place} is left with no image: it has {told(found)}; expected at "
+                "least one that can be read. Copy them anew, or move the class away."
+            )
+        return kept
+
+
+class _Images:
+    """Decodes each image once, however often it is asked for.
+
+    Args:
+        size: Height and width to which every image is resized.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._pixels: dict[Path, Pixels] = {}
+
+    def decode(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """Decode what has not been decoded yet; return those that cannot be, each with a sentence."""
+        broken = {}
+        for path in paths:
+            if path not in self._pixels:
+                try:
+                    self._pixels[path] = read_image(path, self._size)
+                except UnreadableImageError as error:
+                    broken[path] = f"{path} ({error})"
+        return broken
+
+    def labelled(self, listed: _Listed) -> LabelledPixels:
+        """Return the pixels of images that have been decoded."""
+        pixels: NDArray[Any] = np.stack([self._pixels[path] for path in listed.paths])
+        return LabelledPixels(pixels.transpose(0, 3, 1, 2).copy(), listed.labels)
+
+
+def _list_parts(folder: Path) -> list[_Listed]:
+    """Return the images for training and those for testing, or all of them where they are in one folder."""
+    if not (folder / "train").is_dir():
+        return [_list_images(folder)]
+    train, test = _list_images(folder / "train"), _list_images(_test_folder(folder))
+    if test.classes != train.classes:
+        raise DataError(
+            f"load_image_folder: {test.folder} has the classes {', '.join(test.classes)}, "
+            f"{train.folder} has {', '.join(train.classes)}; expected the same."
+        )
+    return [train, test]
 
 
 def _test_folder(folder: Path) -> Path:
@@ -80,8 +180,7 @@ def _test_folder(folder: Path) -> Path:
     )
 
 
-def _list_images(folder: Path) -> tuple[list[Path], NDArray[np.int64], list[str]]:
-    """Return the paths in a folder, their labels, and the names of the classes."""
+def _list_images(folder: Path) -> _Listed:
     if not folder.is_dir():
         raise DataError(f"load_image_folder: {folder} is not a folder; expected one with a folder per class.")
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
@@ -92,67 +191,34 @@ def _list_images(folder: Path) -> tuple[list[Path], NDArray[np.int64], list[str]
         )
     paths: list[Path] = []
     labels: list[int] = []
+    unreadable: list[str] = []
     for label, class_folder in enumerate(class_folders):
-        found = sorted(path for path in class_folder.iterdir() if not _is_hidden(path))
+        reasons = {p: find_reason(p) for p in sorted(class_folder.iterdir()) if not _is_hidden(p)}
+        found = [path for path, reason in reasons.items() if reason is None]
+        others = [f"{path} ({reason})" for path, reason in reasons.items() if reason is not None]
         if not found:
-            raise DataError(f"load_image_folder: {class_folder} is empty; expected at least one image.")
+            holds = f"has {told(others)}" if others else "is empty"
+            raise DataError(f"load_image_folder: {class_folder} {holds}; expected at least one image.")
         paths += found
         labels += [label] * len(found)
-    return paths, np.asarray(labels, dtype=np.int64), [path.name for path in class_folders]
+        unreadable += others
+    classes = tuple(path.name for path in class_folders)
+    return _Listed(folder, paths, np.asarray(labels, dtype=np.int64), classes, unreadable)
 
 
 def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _check_splittable(folder: Path, labels: NDArray[np.int64], classes: list[str]) -> None:
-    counts = np.bincount(labels)
+def _split(listed: _Listed, seed: int) -> tuple[_Listed, _Listed]:
+    """Hold a fifth of each class out."""
+    counts = np.bincount(listed.labels)
     if counts.min() < 2:
         raise DataError(
-            f"load_image_folder: {folder / classes[counts.argmin()]} has one image; expected at least "
-            "two, one to train on and one to test on."
+            f"load_image_folder: {listed.folder / listed.classes[counts.argmin()]} has one image; expected "
+            "at least two, one to train on and one to test on."
         )
-
-
-def _read(paths: list[Path], size: int) -> Pixels:
-    """Return the pixels of the images, shape (n, 3, size, size)."""
-    images: list[NDArray[Any]] = [_read_image(path, size) for path in paths]
-    return np.stack(images).transpose(0, 3, 1, 2).copy()
-
-
-def _read_image(path: Path, size: int) -> Pixels:
-    """Return one image, shape (size, size, 3), from 0 to 255; float32 if it has more levels."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                return _read_deep(image, path, size)
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"load_image_folder: {path} is no image that Pillow knows; expected images only. Move it away."
-        ) from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        raise DataError(
-            f"load_image_folder: {path} cannot be read ({error}), and may be truncated; expected a "
-            "whole image. Copy it anew, or move it away."
-        ) from error
-
-
-def _read_deep(image: Image.Image, path: Path, size: int) -> NDArray[np.float32]:
-    """Return a grey image of 16 or 32 bits, or of floating-point numbers, which Pillow would cut off at 255.
-
-    Integers are of 16 bits unless all are below 256; floating-point numbers run to 1, or to 255 if one is
-    above.
-    """
-    values = np.asarray(image).astype(np.float32)
-    if image.mode.startswith("I"):
-        top = 255 if image.mode == "I" and image.format != "PNG" and values.max() <= 255 else 65535
-    else:
-        top = 1 if values.max() <= 1 else 255
-    if not (values.min() >= 0 and values.max() <= top):  # or nan
-        raise DataError(
-            f"load_image_folder: {path} has values from {values.min():g} to {values.max():g}; expected 0 to "
-            "65535 in an integer image, 0 to 1 or 0 to 255 in a floating-point one. Rescale it."
-        )
-    resized = Image.fromarray(values * (255 / top)).resize((size, size), Image.Resampling.BILINEAR)
-    return np.repeat(np.asarray(resized)[..., None], 3, axis=-1)
+    num_held_out = max(round(TEST_SHARE * len(listed.paths)), len(listed.classes))
+    rows = np.arange(len(listed.paths))
+    train, test = train_test_split(rows, test_size=num_held_out, stratify=listed.labels, random_state=seed)
+    return listed.take(train), listed.take(test)

@@ -1,16 +1,19 @@
 """The tasks of the demo: a network, its data, and the recipe at which it explodes unclipped."""
 
-from fastclip.demo.tasks.base import Expectation, Measure, Recipe, Task
+from fastclip.demo.tasks.base import Expectation, Marks, Measure, Recipe, Task
 from fastclip.demo.tasks.images import ACCURACY, ImageTask, image_task
-from fastclip.demo.tasks.registry import FROM_FOLDER, TASKS, make_task
+from fastclip.demo.tasks.registry import FROM_FOLDER, NETWORKS, TASKS, Choices, make_task
 from fastclip.demo.tasks.text import TextTask
 
 __all__ = [
     "ACCURACY",
     "FROM_FOLDER",
+    "NETWORKS",
     "TASKS",
+    "Choices",
     "Expectation",
     "ImageTask",
+    "Marks",
     "Measure",
     "Recipe",
     "Task",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Part: TypeAlias = Literal["train", "test"]
+"""What a network was trained on, or what was held out."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a network is judged on what was held out.
+    """How a network is judged.
 
     Attributes:
-        name: "test accuracy", for example.
+        name: What it is on what was held out, "test accuracy" for example.
+        train_name: What it is on what was trained on.
         template: Format of a value, with its unit.
         is_loss: Whether less is better.
     """
 
     name: str
+    train_name: str
     template: str
     is_loss: bool = False
 
@@ -52,6 +59,21 @@ class Measure:
     def is_at_least(self, value: float, bound: float) -> bool:
         """Tell whether a value is as good as the bound or better; nan never is."""
         return value <= bound if self.is_loss else value >= bound
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How well a network does on a part of the data.
+
+    Attributes:
+        loss: Mean cross-entropy, in nats.
+        value: The measure.
+        recall: Mean over the classes of the share that is sorted right; nan where there are none.
+    """
+
+    loss: float = math.nan
+    value: float = math.nan
+    recall: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -98,5 +120,14 @@ class Task(ABC):
         """Yield the loss of each batch of one epoch, worked out when it is asked for."""
 
     @abstractmethod
-    def score(self, model: nn.Module) -> float:
-        """Return the measure of a model on what was held out."""
+    def judge(self, model: nn.Module, part: Part) -> Marks:
+        """Return how well a model does on a part of the data."""
+
+    @abstractmethod
+    def is_guess(self, test: Marks) -> bool:
+        """Tell whether these marks on what was held out are no better than those of guessing."""
+
+    @property
+    @abstractmethod
+    def guess(self) -> str:
+        """What guessing reaches, with its unit and how it is found."""

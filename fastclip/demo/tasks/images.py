@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
 
+import numpy as np
 import torch
+from sklearn.metrics import recall_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastclip.demo.data import ClassificationData
-from fastclip.demo.models.image_shape import ImageShape
-from fastclip.demo.tasks.base import Expectation, Measure, Recipe, Task
+from fastclip.demo.models import ImageModel
+from fastclip.demo.tasks.base import Expectation, Marks, Measure, Part, Recipe, Task
+from fastclip.tuner.data import TuningData
+from fastclip.tuner.training.guessing import collapse, guess_loss
+from fastclip.tuner.training.losses import default_loss
 
-Network: TypeAlias = Callable[[ImageShape, int], nn.Module]
-"""Makes a model for images of a shape and a number of classes."""
+ACCURACY = Measure("test accuracy", "train accuracy", "{:.1%}")
 
-ACCURACY = Measure("test accuracy", "{:.1%}")
-
-TEST_BATCH = 512
+JUDGED_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +31,15 @@ class ImageTask(Task):
 
     Attributes:
         data: The images.
-        network: Makes the model.
+        model: Makes the network.
     """
 
     data: ClassificationData
-    network: Network
+    model: ImageModel
 
     def make_model(self) -> nn.Module:
         """Return a new network for the shape and the classes of the data."""
-        return self.network(self.data.image_shape, self.data.num_classes)
+        return self.model({})
 
     def losses(self, model: nn.Module, shuffle: torch.Generator) -> Iterator[Tensor]:
         """Yield the mean cross-entropy of each batch, in a new order of the images."""
@@ -48,33 +50,60 @@ class ImageTask(Task):
             yield F.cross_entropy(model(data.train_inputs[batch]), data.train_labels[batch])
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> float:
-        """Return the share of the test images that are sorted right."""
+    def judge(self, model: nn.Module, part: Part) -> Marks:
+        """Return the mean cross-entropy of a part's images, and the share that is sorted right."""
         model.eval()
         data = self.data
-        batches = zip(
-            torch.split(data.test_inputs, TEST_BATCH), torch.split(data.test_labels, TEST_BATCH), strict=True
+        inputs, labels = (
+            (data.train_inputs, data.train_labels)
+            if part == "train"
+            else (data.test_inputs, data.test_labels)
         )
-        num_correct = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in batches)
-        return num_correct / len(data.test_labels)
+        scores = torch.cat([model(images) for images in torch.split(inputs, JUDGED_BATCH)])
+        guesses = scores.argmax(dim=1)
+        return Marks(
+            loss=F.cross_entropy(scores, labels).item(),
+            value=int((guesses == labels).sum()) / len(labels),
+            recall=float(
+                recall_score(labels, guesses, labels=np.unique(labels), average="macro", zero_division=0.0)
+            ),
+        )
+
+    def is_guess(self, test: Marks) -> bool:
+        """Tell whether neither loss nor accuracy nor recall are beyond those of the class shares."""
+        record = {"loss": test.loss, "accuracy": test.value, "recall_macro": test.recall}
+        return collapse(record, self._guess_loss, self.data.test_labels.numpy()) is not None
+
+    @property
+    def guess(self) -> str:
+        """The share of the largest class among the test images."""
+        largest = int(torch.bincount(self.data.test_labels).max()) / len(self.data.test_labels)
+        return f"{self.measure.show(largest)}, the share of the largest class"
+
+    @cached_property
+    def _guess_loss(self) -> float | None:
+        """The loss on the test images of the class shares of the training images."""
+        data = self.data
+        view = TuningData(None, torch.cat([data.train_labels, data.test_labels]))
+        train, test = np.split(np.arange(len(view)), [len(data.train_labels)])
+        return guess_loss(torch.Size([data.num_classes]), view, train, test, default_loss)
 
 
 def image_task(
     name: str,
-    title: str,
+    model: ImageModel,
     data: ClassificationData,
-    network: Network,
     recipe: Recipe,
     expectation: Expectation | None = None,
 ) -> ImageTask:
-    """Return a task judged by its accuracy, in which guessing gives every class the same share."""
+    """Return a task judged by its accuracy; an untrained network gives every class the same share."""
     return ImageTask(
         name=name,
-        title=title,
+        title=model.title,
         recipe=recipe,
         measure=ACCURACY,
         guessing_loss=math.log(data.num_classes),
         expectation=expectation,
         data=data,
-        network=network,
+        model=model,
     )

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fastclip.demo.data import TextData
 from fastclip.demo.models import CharRNN
-from fastclip.demo.tasks.base import Task
+from fastclip.demo.tasks.base import Marks, Part, Task
+from fastclip.tuner.training.guessing import AT_GUESSING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,20 @@ class TextTask(Task):
         yield from self._read(model, self.data.train)
 
     @torch.no_grad()
-    def score(self, model: nn.Module) -> float:
-        """Return the bits per character of the held-out text."""
-        losses = torch.stack(list(self._read(model, self.data.test)))
-        return losses.mean().item() / math.log(2)
+    def judge(self, model: nn.Module, part: Part) -> Marks:
+        """Return nats and bits per character; the training text is judged by as much as is held out."""
+        text = self.data.test if part == "test" else self.data.train[: len(self.data.test)]
+        loss = torch.stack(list(self._read(model, text))).mean().item()
+        return Marks(loss=loss, value=loss / math.log(2))
+
+    def is_guess(self, test: Marks) -> bool:
+        """Tell whether the loss is no better than that of taking each character for equally likely."""
+        return not test.loss < AT_GUESSING * self.guessing_loss
+
+    @property
+    def guess(self) -> str:
+        """The bits of one character among all."""
+        return f"{self.measure.show(self.guessing_loss / math.log(2))}, every character equally likely"
 
     def _read(self, model: nn.Module, text: Tensor) -> Iterator[Tensor]:
         if not isinstance(model, CharRNN):
