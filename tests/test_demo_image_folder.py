@@ -156,7 +156,7 @@ def test_all_are_found_at_once_and_the_first_ten_named(photos):
     assert "has 12 unreadable entries: " in message
     assert message.count(" (no image that Pillow knows)") == 9
     assert f"{photos / 'pear' / 'more'} (a folder), and 2 more; expected images only." in message
-    assert message.endswith("skip_unreadable=True, and --skip-unreadable on the command line.")
+    assert message.endswith("skip_unreadable=True, in the demo --skip-unreadable.")
 
 
 def test_all_are_left_out_by_choice_and_listed(photos):

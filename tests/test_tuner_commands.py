@@ -1,5 +1,6 @@
 """What the commands of `fastclip tune` print, and how they end."""
 
+import csv
 import errno
 import io
 import re
@@ -191,6 +192,11 @@ def test_init_writes_a_study_that_is_valid_and_overwrites_none(tmp_path, monkeyp
     full = read_config(tmp_path / "full.toml")  # every option in a comment is one that exists
     assert set(full) == set(SECTIONS)
     assert full["test"] == {"size": 0.2}
+    of_the_demo = re.sub(r"^(factory|source) = .*\n", "", text, flags=re.M)
+    (tmp_path / "demo.toml").write_text(re.sub(r"^#   ", "", of_the_demo, flags=re.M))
+    demo = read_config(tmp_path / "demo.toml")
+    assert demo["model"] == {"name": "four-conv"}
+    assert demo["data"] == {"kind": "imagefolder", "path": "photos", "size": 64, "skip_unreadable": True}
     assert full["space"]["batch_size"] == {"choices": [32, 64, 128]}
     assert "study.toml exists; expected the name of a new file" in invoke("init").output
     assert (tmp_path / "study.toml").read_text() == text
@@ -215,8 +221,25 @@ class TestSetApart:
         result = invoke("run", config, "-o", tmp_path / "run", "--set", "test.size=0.2")
         assert result.exit_code == 0, result.output
         assert "on 12 samples set apart: " in result.output
+        numbers = r"(train_loss [\d.]+, )?loss [\d.]+, accuracy [\d.]+"
+        assert re.search(rf"^trial \d, folds, held-out part: {numbers}", result.output, re.MULTILINE)
+        assert "folds, training part" not in result.output
+        assert re.search(rf"^refitted model on its training part: {numbers}", result.output, re.MULTILINE)
+        assert "refitted model on its holdout" not in result.output
         assert "accuracy" in result.output.split("set apart: ")[1]
         assert "48 samples and 12 set apart" in invoke("validate", config, "--set", "test.size=0.2").output
+
+    def test_run_tells_what_the_training_parts_and_a_holdout_score(self, config, tmp_path):
+        sets = ("study.return_train_score=true", "study.refit_on=holdout")
+        overrides = [word for override in sets for word in ("--set", override)]
+        log = invoke("run", config, "-o", tmp_path / "run", *overrides).output
+        with open(tmp_path / "run" / "folds.csv", newline="") as file:
+            folds = list(csv.DictReader(file))
+        best = re.search(r"trial (\d), folds, training part: loss [\d.]+, accuracy ([\d.]+)", log)
+        assert best, log
+        scores = [float(row["train_accuracy"]) for row in folds if row["trial"] == best[1]]
+        assert float(best[2]) == pytest.approx(sum(scores) / 2, rel=1e-3)
+        assert "refitted model on its holdout: loss " in log
 
     def test_classes_keep_their_shares_and_no_sample_is_in_both(self, config):
         experiment = build(read_config(config, ["test.size=0.2"]))

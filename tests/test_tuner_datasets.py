@@ -204,6 +204,30 @@ class TestLoader:
         assert values["loss"] == pytest.approx(nn.functional.cross_entropy(rows, flat).item())
         assert values["accuracy"] == (rows.argmax(1) == flat).double().mean().item()
 
+    @pytest.mark.parametrize("num_samples", [60, 3])
+    def test_a_list_of_samples_is_a_dataset_of_a_loader(self, num_samples: int) -> None:
+        rows = [(sentence(row), row % 4) for row in range(num_samples)]
+        view = as_data(DataLoader(rows, collate_fn=pad), caller="fit")
+        assert view.targets.tolist() == [row % 4 for row in range(num_samples)]
+        tokens, _ = view.batch(np.array([0, 2]), torch.device("cpu"))
+        assert tokens.tolist() == [[1, 1, PADDING, PADDING], [3, 3, 3, 3]]
+
+    def test_sequences_of_different_length_go_from_search_to_prediction(self) -> None:
+        def loader(num_samples: int) -> DataLoader[Any]:
+            return DataLoader(
+                Samples(lambda row: (sentence(row), row % 4), num_samples), collate_fn=pad, batch_size=8
+            )
+
+        search = TunerCV(
+            lambda p: Mean(), {"lr": [0.3, 0.5]}, sampler="grid", n_trials=None, cv=2, max_epochs=15
+        )
+        search.fit(loader(60))
+        new = loader(20)
+        assert search.predict(new).tolist() == [row % 4 for row in range(20)]
+        assert search.score(new) == 1.0
+        assert search.outputs(new).shape == (20, 4)
+        np.testing.assert_allclose(search.predict_proba(new).sum(axis=1), 1.0, rtol=1e-12)
+
     def test_samples_that_need_padding_are_told(self) -> None:
         result = cross_validate(lambda p: Mean(), {}, Samples(lambda row: (sentence(row), row % 4)), cv=2)
         assert "Give a DataLoader whose collate_fn pads them" in result["message"][0]

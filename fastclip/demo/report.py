@@ -12,6 +12,8 @@ from rich.table import Table
 from fastclip.demo.tasks import Measure
 from fastclip.demo.training import History
 
+OUTCOME = "outcome"
+
 
 def runs_table(histories: Sequence[History], title: str, measure: Measure) -> Group:
     """Return how each run ended; below, what its optimizer counted and what clip and step cost in wall time.
@@ -23,7 +25,7 @@ def runs_table(histories: Sequence[History], title: str, measure: Measure) -> Gr
 
 def _ends(histories: Sequence[History], title: str, measure: Measure) -> Table:
     losses = () if measure.is_loss else ("train loss", "test loss")
-    table = _table((measure.train_name, measure.name, *losses, "outcome"))
+    table = _table((measure.train_name, measure.name, *losses, OUTCOME))
     table.title, table.title_justify = title, "left"
     for history in histories:
         train, test = history.train, history.test
@@ -55,5 +57,7 @@ def _table(headings: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+        is_text = heading == OUTCOME
+        width = max(map(len, heading.split()))
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=is_text, min_width=width)
     return table

@@ -9,17 +9,19 @@
 
     [model]
     factory = "my_package.models:make_cnn"       # function of the parameters -> torch module
+                                                 # or name = "four-conv", a network of the demo
 
     [data]
     source = "sklearn.datasets:load_digits"      # function -> Dataset, (X, y) or (X, y, groups)
     return_X_y = true                            # every other key is an argument of it
+                                                 # or kind = "imagefolder", path = "photos", and the like
 
     [cv]                          # one of: folds = 5, test_size = 0.2, or a splitter and its arguments
     splitter = "StratifiedKFold"
     n_splits = 3
 
     [test]                        # set apart before the search, measured after it; or a source
-    size = 0.2
+    size = 0.2                    # data of a kind brings its own
 
     [explosion]                   # fields of ExplosionRule
     loss_factor = 3.0
@@ -35,11 +37,9 @@ the directory of the file and the working directory are searched too.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from typing import Any
 import sklearn.model_selection
 
 from fastclip.tuner.errors import ConfigError
+from fastclip.tuner.study.kinds import DATA_KINDS, NAMED_MODEL, KindData
+from fastclip.tuner.study.references import call, check_names, resolve_reference
 from fastclip.tuner.study.spaces import Choice, Float, Int
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
@@ -83,11 +85,19 @@ SECTIONS = ("study", "model", "data", "cv", "test", "explosion", "space")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A search that is ready to run, its data, and what is set apart to test the best model on."""
+    """A search that is ready to run, its data, and what is set apart to test the best model on.
+
+    Attributes:
+        tuner: The search.
+        data: What it is for, in any form that `TunerCV.fit` takes.
+        test: What is set apart.
+        skipped: What data of a kind left out by choice, one sentence each.
+    """
 
     tuner: TunerCV
     data: Any
     test: TuningData | None = None
+    skipped: tuple[str, ...] = ()
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -111,19 +121,22 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, An
 
 def check_keys(config: Mapping[str, Any]) -> None:
     """Raise ConfigError for an unknown section or key, or a missing one."""
-    _check_names("section", config, SECTIONS)
+    check_names("section", config, SECTIONS)
     for section, value in config.items():
         if not isinstance(value, Mapping):
             raise ConfigError(f"check_keys: [{section}] is {value!r}; expected a table.")
-    _check_names("key of [study]", config.get("study", {}), STUDY_KEYS)
-    _check_names("key of [model]", config.get("model", {}), ("factory",))
-    _check_names(
+    check_names("key of [study]", config.get("study", {}), STUDY_KEYS)
+    check_names("key of [model]", config.get("model", {}), ("factory", "name"))
+    check_names(
         "key of [explosion]", config.get("explosion", {}), [field.name for field in fields(ExplosionRule)]
     )
-    for section, key in (("model", "factory"), ("data", "source")):
-        if key not in config.get(section, {}):
+    for section, key, word in (("model", "factory", "name"), ("data", "source", "kind")):
+        given = [name for name in (key, word) if name in config.get(section, {})]
+        if len(given) != 1:
+            found = f"has both {key} and {word}" if given else f"{key} is missing"
             raise ConfigError(
-                f"check_keys: [{section}] {key} is missing; expected a reference 'module:name'."
+                f"check_keys: [{section}] {found}; expected a reference 'module:name', or a {word}: see "
+                "docs/tuning.md."
             )
     if not config.get("space"):
         raise ConfigError("check_keys: [space] is missing or empty; expected at least one parameter.")
@@ -146,9 +159,11 @@ def build(
     study = dict(config.get("study", {}))
     if "name" in study:
         study["study_name"] = study.pop("name")
-    rule = _call("[explosion]", ExplosionRule, config.get("explosion", {}))
+    rule = call("[explosion]", ExplosionRule, config.get("explosion", {}))
+    given = _read_data(config["data"])
+    data = given.train
     tuner = TunerCV(
-        resolve_reference("[model] factory", config["model"]["factory"]),
+        _model_init(config["model"], data),
         {name: _entry(name, value) for name, value in config["space"].items()},
         **{
             **study,
@@ -159,42 +174,48 @@ def build(
             **options,
         },
     )
-    data = _source("data", config["data"])
     if "test" not in config:
-        return Experiment(tuner, data)
+        test = as_data(given.test, caller="[data]") if given.test is not None and tuner.refit else None
+        return Experiment(tuner, data, test, given.skipped)
     if not tuner.refit:
         raise ConfigError("build: [test] with refit=false; expected a refit, whose model is tested.")
     section = config["test"]
     if "source" in section:
-        return Experiment(tuner, data, as_data(_source("test", section), caller="[test]"))
-    _check_names("key of [test]", section, ("size", "source"))
+        return Experiment(tuner, data, as_data(_source("test", section), caller="[test]"), given.skipped)
+    check_names("key of [test]", section, ("size", "source"))
     if "size" not in section:
         raise ConfigError("build: [test] is empty; expected size = 0.2, or a source.")
     view = as_data(data, caller="[data]")
     share = {"share": float(section["size"]), "seed": tuner.seed}
-    return Experiment(tuner, *_call("[test]", set_apart, {"data": view, **share}))
+    data, test = call("[test]", set_apart, {"data": view, **share})
+    return Experiment(tuner, data, test, given.skipped)
 
 
-def resolve_reference(key: str, reference: Any) -> Any:
-    """Import `module:name`.
+def _read_data(table: Mapping[str, Any]) -> KindData:
+    """Call the source, or the reader of the kind, with the other keys."""
+    if "kind" not in table:
+        return KindData(_source("data", table), None)
+    arguments = dict(table)
+    kind = arguments.pop("kind")
+    check_names("kind of [data]", [kind], tuple(DATA_KINDS))
+    read = resolve_reference("[data] kind", DATA_KINDS[kind])
+    check_names(f"key of [data] with kind = {kind!r}", arguments, tuple(inspect.signature(read).parameters))
+    given: KindData = call("[data]", read, arguments)
+    return given
 
-    Raises:
-        ConfigError: no such module or name.
-    """
-    module, _, name = str(reference).partition(":")
-    if not module or not name:
-        raise ConfigError(f"resolve_reference: {key} is {reference!r}; expected 'module:name'.")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"resolve_reference: {key} = {reference!r} cannot be imported: {error}.") from error
+
+def _model_init(table: Mapping[str, Any], data: Any) -> Any:
+    if "factory" in table:
+        return resolve_reference("[model] factory", table["factory"])
+    make = resolve_reference("[model] name", NAMED_MODEL)
+    return call("[model]", make, {"name": table["name"], "data": data})
 
 
 def _source(section: str, table: Mapping[str, Any]) -> Any:
     """Call the source of a section with the other keys."""
     arguments = dict(table)
     source = resolve_reference(f"[{section}] source", arguments.pop("source"))
-    return _call(f"[{section}]", source, arguments)
+    return call(f"[{section}]", source, arguments)
 
 
 def _override(config: dict[str, Any], override: str) -> None:
@@ -218,26 +239,18 @@ def _override(config: dict[str, Any], override: str) -> None:
     table[parts[-1]] = value
 
 
-def _check_names(what: str, found: Iterable[str], known: Sequence[str]) -> None:
-    for name in found:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"check_keys: {name!r} is no {what}; expected one of {', '.join(known)}.{hint}")
-
-
 def _entry(name: str, value: Any) -> Any:
     """Return a dimension or a fixed value of the space."""
     if not isinstance(value, Mapping):
         return _none(value)
     if "choices" in value:
-        _check_names(f"key of space.{name}", value, ("choices",))
-        return _call(f"space.{name}", Choice, {"options": [_none(option) for option in value["choices"]]})
-    _check_names(f"key of space.{name}", value, RANGE_KEYS)
+        check_names(f"key of space.{name}", value, ("choices",))
+        return call(f"space.{name}", Choice, {"options": [_none(option) for option in value["choices"]]})
+    check_names(f"key of space.{name}", value, RANGE_KEYS)
     if "low" not in value or "high" not in value:
         raise ConfigError(f"build: space.{name} = {dict(value)}; expected low and high, or choices.")
     is_whole = isinstance(value["low"], int) and isinstance(value["high"], int)
-    return _call(f"space.{name}", Int if is_whole else Float, value)
+    return call(f"space.{name}", Int if is_whole else Float, value)
 
 
 def _none(value: Any) -> Any:
@@ -248,7 +261,7 @@ def _splitter(section: Mapping[str, Any]) -> Any:
     if not section:
         return 5
     if "splitter" not in section:
-        _check_names("key of [cv]", section, ("folds", "test_size", "splitter"))
+        check_names("key of [cv]", section, ("folds", "test_size", "splitter"))
         if len(section) != 1:
             raise ConfigError("build: [cv] has both folds and test_size; expected one of them.")
         return next(iter(section.values()))
@@ -264,11 +277,4 @@ def _splitter(section: Mapping[str, Any]) -> Any:
             f"build: [cv] splitter = {name!r}; expected RouletteWheelSplit or a splitter of "
             "sklearn.model_selection."
         )
-    return _call("[cv]", kind, arguments)
-
-
-def _call(key: str, function: Any, arguments: Mapping[str, Any]) -> Any:
-    try:
-        return function(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"build: {key}: {error}") from error
+    return call("[cv]", kind, arguments)

@@ -19,10 +19,9 @@ from fastclip.demo.data.classification import (
     standardise,
 )
 from fastclip.demo.data.errors import DataError, told
+from fastclip.demo.data.folders import TEST_SHARE, is_hidden, test_folder
 from fastclip.demo.data.image_files import UnreadableImageError, find_reason, read_image
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
-TEST_SHARE = 0.2
 SIZE = 32
 
 
@@ -70,8 +69,8 @@ def load_image_folder(
         if unreadable and not skip_unreadable:
             raise DataError(
                 f"load_image_folder: {folder} has {told(unreadable)}; expected images only. Move away what "
-                "is none and copy anew what is broken, or leave all of it out: skip_unreadable=True, and "
-                "--skip-unreadable on the command line."
+                "is none and copy anew what is broken, or leave all of it out: skip_unreadable=True, in the "
+                "demo --skip-unreadable."
             )
         if not broken:
             break
@@ -161,7 +160,7 @@ def _list_parts(folder: Path) -> list[_Listed]:
     """Return the images for training and those for testing, or all of them where they are in one folder."""
     if not (folder / "train").is_dir():
         return [_list_images(folder)]
-    train, test = _list_images(folder / "train"), _list_images(_test_folder(folder))
+    train, test = _list_images(folder / "train"), _list_images(test_folder(folder, "load_image_folder"))
     if test.classes != train.classes:
         raise DataError(
             f"load_image_folder: {test.folder} has the classes {', '.join(test.classes)}, "
@@ -170,20 +169,10 @@ def _list_parts(folder: Path) -> list[_Listed]:
     return [train, test]
 
 
-def _test_folder(folder: Path) -> Path:
-    for name in TEST_FOLDERS:
-        if (folder / name).is_dir():
-            return folder / name
-    raise DataError(
-        f"load_image_folder: {folder} has a folder train and none of {', '.join(TEST_FOLDERS)}; expected one "
-        "of them beside it."
-    )
-
-
 def _list_images(folder: Path) -> _Listed:
     if not folder.is_dir():
         raise DataError(f"load_image_folder: {folder} is not a folder; expected one with a folder per class.")
-    class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
+    class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
     if len(class_folders) < 2:
         raise DataError(
             f"load_image_folder: {folder} has {len(class_folders)} folders; expected one per class, at least "
@@ -193,7 +182,7 @@ def _list_images(folder: Path) -> _Listed:
     labels: list[int] = []
     unreadable: list[str] = []
     for label, class_folder in enumerate(class_folders):
-        reasons = {p: find_reason(p) for p in sorted(class_folder.iterdir()) if not _is_hidden(p)}
+        reasons = {p: find_reason(p) for p in sorted(class_folder.iterdir()) if not is_hidden(p)}
         found = [path for path, reason in reasons.items() if reason is None]
         others = [f"{path} ({reason})" for path, reason in reasons.items() if reason is not None]
         if not found:
@@ -204,10 +193,6 @@ def _list_images(folder: Path) -> _Listed:
         unreadable += others
     classes = tuple(path.name for path in class_folders)
     return _Listed(folder, paths, np.asarray(labels, dtype=np.int64), classes, unreadable)
-
-
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".")
 
 
 def _split(listed: _Listed, seed: int) -> tuple[_Listed, _Listed]:

@@ -6,14 +6,19 @@ from fastclip.demo.models.deep_mlp import DeepMLP
 from fastclip.demo.models.plain_cnns import DigitsCNN, FourConvCNN
 from fastclip.demo.models.registry import IMAGE_NETWORKS, ImageModel
 from fastclip.demo.models.simple_net import SimpleNet
+from fastclip.demo.models.text_networks import TEXT_NETWORKS, EmbeddingBag, Recurrent, TextModel
 
 __all__ = [
     "IMAGE_NETWORKS",
+    "TEXT_NETWORKS",
     "BatchNormCNN",
     "CharRNN",
     "DeepMLP",
     "DigitsCNN",
+    "EmbeddingBag",
     "FourConvCNN",
     "ImageModel",
+    "Recurrent",
     "SimpleNet",
+    "TextModel",
 ]

@@ -13,7 +13,13 @@ from rich.table import Table
 from fastclip.tuner.cli.loading import given, load, load_study, search_path
 from fastclip.tuner.cli.messages import errors
 from fastclip.tuner.cli.starting import write_study
-from fastclip.tuner.cli.tables import show_progress, show_results
+from fastclip.tuner.cli.tables import (
+    show_measures,
+    show_progress,
+    show_refit,
+    show_results,
+    show_skipped,
+)
 from fastclip.tuner.config import build
 from fastclip.tuner.errors import ResumeError
 from fastclip.tuner.progress import progress
@@ -65,6 +71,7 @@ def run(
         experiment = load(
             config, overrides, output_dir=output, resume=resume, n_jobs=n_jobs, devices=devices or None
         )
+        show_skipped(console, experiment.skipped)
         try:
             with progress(console, experiment.tuner.n_trials) as show:
                 experiment.tuner.set_params(callbacks=[show]).fit(experiment.data)
@@ -72,10 +79,12 @@ def run(
             _write_report(console, experiment.tuner)
         show_results(console, experiment.tuner.records_, experiment.tuner.study_)
         console.print(f"best parameters: {experiment.tuner.best_params_}", soft_wrap=True)
+        if experiment.tuner.refit:
+            show_refit(console, experiment.tuner.refit_scores_)
         if experiment.test is not None:
             measures = experiment.tuner.measures(experiment.test)
-            words = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-            console.print(f"on {len(experiment.test)} samples set apart: {words}", soft_wrap=True)
+            words = f"on {len(experiment.test)} samples set apart: {show_measures(measures)}"
+            console.print(words, soft_wrap=True)
         console.print(f"written to {output}", soft_wrap=True)
 
 
@@ -199,6 +208,7 @@ def validate(config: Path, devices: tuple[str, ...], overrides: tuple[str, ...])
             f"{count} points of the space, such as {space.sample(study.ask())}.",
             soft_wrap=True,
         )
+        show_skipped(Console(), experiment.skipped)
 
 
 @tune.command()

@@ -19,15 +19,24 @@ seed = 0                      # the same seed gives the same trials
 
 [model]
 factory = "my_task:make_model"    # in my_task.py: def make_model(params) -> torch.nn.Module
+# Or a network of fastclip[demo] in the place of a factory: three-conv, four-conv, batch-norm, simple or
+# deep-mlp for images, embedding-bag or recurrent for texts.
+#   name = "four-conv"
 
 [data]
 source = "my_task:load"       # function -> Dataset, (X, y) or (X, y, groups)
 # path = "data.npz"           # every other key is an argument of it
+# Or data that fastclip[demo] reads, in the place of a source: imagefolder, cifar10, mnist, text or digits. It
+# brings a part to test on. The path is seen from where the command is started.
+#   kind = "imagefolder"
+#   path = "photos"
+#   size = 64                 # of imagefolder: pixels of a side
+#   skip_unreadable = true    # of imagefolder and text: leave out what is broken or foreign, and list it
 
 [cv]
 folds = 5                     # or test_size = 0.2, or splitter = "GroupKFold" and its arguments
 
-# [test]                      # set apart, seen by no trial, measured at the end
+# [test]                      # set apart, seen by no trial, measured at the end; not needed with a kind
 # size = 0.2                  # or source = "my_task:load_test"
 
 # [explosion]

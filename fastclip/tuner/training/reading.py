@@ -40,9 +40,10 @@ def as_data(
     if isinstance(data, TuningData):
         return data
     loading = Loading()
-    if isinstance(data, DataLoader):
+    is_loaded = isinstance(data, DataLoader)
+    if is_loaded:
         loading, data = _loading(data, caller), data.dataset
-    if y is None and isinstance(data, (tuple, list)) and len(data) in (2, 3):
+    if y is None and isinstance(data, (tuple, list)) and len(data) in (2, 3) and not is_loaded:
         data, y, groups = (*data, groups)[:3]
     if isinstance(data, TensorDataset) and len(data.tensors) == 2 and loading == Loading(batch_size=None):
         data, y = data.tensors
@@ -56,9 +57,9 @@ def as_data(
                 f"{caller}: eval_data with X and y; expected both as a Dataset, which may differ in its "
                 "transform."
             )
-    elif isinstance(data, Dataset):
+    elif isinstance(data, Dataset) or is_loaded:  # a loader takes anything with a length and items
         _check_map_style(data, "data", caller)
-        _check_length(caller, "data", len(data), len(getattr(data, "targets", data)))  # type: ignore[arg-type]
+        _check_length(caller, "data", len(data), len(getattr(data, "targets", data)))
         targets, names = _as_targets(_dataset_targets(data, loading), caller, "targets")
         grouped = _as_groups(groups, len(targets), caller)
         view = TuningData(None, targets, grouped, data, loading=loading, label_names=names)
