@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -213,6 +214,14 @@ def test_entries_of_the_test_folder_are_named_with_those_of_the_training_folder(
     ):
         load_image_folder(photos)
     assert len(load_image_folder(photos, skip_unreadable=True).skipped) == 2
+
+
+def test_a_name_in_no_known_encoding_can_be_printed(photos):
+    with open(os.path.join(os.fsencode(photos), b"pear", b"caf\xe9.txt"), "wb"):
+        pass
+    (sentence,) = load_image_folder(photos, skip_unreadable=True).skipped
+    assert sentence == f"{photos / 'pear'}/caf\ufffd.txt (no image that Pillow knows)"
+    sentence.encode()
 
 
 def test_an_image_without_a_suffix_is_one(photos):

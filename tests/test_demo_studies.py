@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,17 @@ def test_a_network_is_named_for_images_of_a_source_too(study):
     text = re.sub(r"kind = .*\npath = .*\n", 'source = "test_demo_studies:images"\n', file.read_text())
     file.write_text(text)
     assert build(read_config(file)).tuner.model_init == ImageModel("deep-mlp", (2, 5, 6), 3)
+
+
+@pytest.mark.parametrize("package", ["PIL", "matplotlib"])
+def test_a_missing_extra_says_its_name(study, monkeypatch, package):
+    for name in [name for name in sys.modules if name.split(".")[:2] == ["fastclip", "demo"]]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=r"\[data\] kind = .* pip install 'fastclip\[demo\]'"):
+        build(read_config(study("digits", "", "four-conv")))
 
 
 def images():

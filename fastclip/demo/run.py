@@ -96,5 +96,5 @@ def _searched(task: Task, search: bool | None) -> ImageTask | None:
 
 def _list_skipped(console: Console, path: Path, skipped: tuple[str, ...]) -> None:
     with atomic(path) as file:
-        file.write("".join(f"{sentence}\n" for sentence in skipped).encode(errors="surrogateescape"))
+        file.write("".join(f"{sentence}\n" for sentence in skipped).encode())
     console.print(f"Left out {told(skipped)}. All of them: {path}", markup=False, soft_wrap=True)

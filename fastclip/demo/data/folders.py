@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastclip.demo.data.errors import DataError
@@ -26,6 +27,11 @@ def test_folder(folder: Path, caller: str) -> Path:
         f"{caller}: {folder} has a folder train and none of {', '.join(TEST_FOLDERS)}; expected one of them "
         "beside it."
     )
+
+
+def shown(path: Path) -> str:
+    """Return a path that can be printed, also where its name is in no known encoding."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def is_hidden(path: Path) -> bool:

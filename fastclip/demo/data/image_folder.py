@@ -19,7 +19,7 @@ from fastclip.demo.data.classification import (
     standardise,
 )
 from fastclip.demo.data.errors import DataError, told
-from fastclip.demo.data.folders import TEST_SHARE, is_hidden, test_folder
+from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
 from fastclip.demo.data.image_files import UnreadableImageError, find_reason, read_image
 
 SIZE = 32
@@ -147,7 +147,7 @@ class _Images:
                 try:
                     self._pixels[path] = read_image(path, self._size)
                 except UnreadableImageError as error:
-                    broken[path] = f"{path} ({error})"
+                    broken[path] = f"{shown(path)} ({error})"
         return broken
 
     def labelled(self, listed: _Listed) -> LabelledPixels:
@@ -184,7 +184,7 @@ def _list_images(folder: Path) -> _Listed:
     for label, class_folder in enumerate(class_folders):
         reasons = {p: find_reason(p) for p in sorted(class_folder.iterdir()) if not is_hidden(p)}
         found = [path for path, reason in reasons.items() if reason is None]
-        others = [f"{path} ({reason})" for path, reason in reasons.items() if reason is not None]
+        others = [f"{shown(path)} ({reason})" for path, reason in reasons.items() if reason is not None]
         if not found:
             holds = f"has {told(others)}" if others else "is empty"
             raise DataError(f"load_image_folder: {class_folder} {holds}; expected at least one image.")

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from fastclip.demo.data.errors import DataError, told
-from fastclip.demo.data.folders import TEST_SHARE, is_hidden, test_folder
+from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
 
 MAX_WORDS = 20_000
 MAX_LENGTH = 400
@@ -152,13 +152,13 @@ def _read_classes(folder: Path, unreadable: list[str]) -> list[_Labelled]:
             for path in sorted(path for path in class_folder.iterdir() if not is_hidden(path)):
                 text = _read_file(path, unreadable)
                 if text is not None:
-                    _add(read, class_folder.name, text, str(path), unreadable)
+                    _add(read, class_folder.name, text, shown(path), unreadable)
         return read
     for path in entries:
         text = _read_file(path, unreadable)
         for number, line in enumerate((text or "").splitlines(), start=1):
             if line.strip():
-                _add(read, path.stem, line, f"{path}, line {number}", unreadable)
+                _add(read, path.stem, line, f"{shown(path)}, line {number}", unreadable)
     return read
 
 
@@ -172,14 +172,14 @@ def _add(read: list[_Labelled], name: str, text: str, place: str, unreadable: li
 
 def _read_file(path: Path, unreadable: list[str]) -> str | None:
     if path.is_dir():
-        unreadable.append(f"{path} (a folder)")
+        unreadable.append(f"{shown(path)} (a folder)")
     elif path.suffix != SUFFIX:
-        unreadable.append(f"{path} (no {SUFFIX} file)")
+        unreadable.append(f"{shown(path)} (no {SUFFIX} file)")
     else:
         try:
             return path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            unreadable.append(f"{path} (cannot be read: {error})")
+            unreadable.append(f"{shown(path)} (cannot be read: {error})")
     return None
 
 
