@@ -67,10 +67,10 @@ def test_a_run_that_explodes_and_then_learns_has_learned(task):
 @pytest.mark.parametrize(
     ("plain", "clipped", "verdict"),
     [
-        (GUESS, GOOD, "Rescued: unclipped, the network ends at guessing at rate 0.3; clipped, it learns"),
-        (GOOD, GOOD, "Nothing to rescue: the network learns at rate 0.3, unclipped and clipped"),
-        (GUESS, GUESS, "Not rescued: the network ends at guessing at rate 0.3, unclipped and clipped"),
-        (GOOD, GUESS, "Clipped too low: the network learns at rate 0.3 unclipped and not clipped"),
+        (GUESS, GOOD, "Rescued: unclipped, the network ends at guessing; clipped, it learns"),
+        (GOOD, GOOD, "Nothing to rescue: the network learns unclipped, and clipped"),
+        (GUESS, GUESS, "Not rescued: the network ends at guessing unclipped, and clipped"),
+        (GOOD, GUESS, "Clipped too low: the network learns unclipped, and not clipped"),
     ],
 )
 def test_verdict_on_own_images(task, plain, clipped, verdict):

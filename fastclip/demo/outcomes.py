@@ -75,16 +75,13 @@ def _beside_guessing(task: Task, histories: Sequence[History]) -> Conclusion:
     details = (f"{task.measure.name}: {', '.join(scores)}", f"guessing reaches {task.guess}")
     plain = any(history.outcome == LEARNED for history in histories if math.isinf(history.run.max_norm))
     clipped = any(history.outcome == LEARNED for history in histories if math.isfinite(history.run.max_norm))
-    rate = f"at rate {task.recipe.learning_rate:g}"
     if clipped and not plain:
-        return Conclusion(
-            f"Rescued: unclipped, the network ends at guessing {rate}; clipped, it learns", details
-        )
+        return Conclusion("Rescued: unclipped, the network ends at guessing; clipped, it learns", details)
     if clipped:
-        return Conclusion(f"Nothing to rescue: the network learns {rate}, unclipped and clipped", details)
+        return Conclusion("Nothing to rescue: the network learns unclipped, and clipped", details)
     if plain:
-        return Conclusion(f"Clipped too low: the network learns {rate} unclipped and not clipped", details)
-    return Conclusion(f"Not rescued: the network ends at guessing {rate}, unclipped and clipped", details)
+        return Conclusion("Clipped too low: the network learns unclipped, and not clipped", details)
+    return Conclusion("Not rescued: the network ends at guessing unclipped, and clipped", details)
 
 
 def _failures(histories: Sequence[History], task: Task, expectation: Expectation) -> tuple[str, ...]:
