@@ -302,7 +302,7 @@ def _bench_steps(
 @cli.command()
 @click.option(
     "--task",
-    type=click.Choice(["digits", "charlm", "cifar10", "imagefolder", "mnist"]),
+    type=click.Choice(["digits", "charlm", "cifar10", "imagefolder", "mnist", "text"]),
     default="digits",
     show_default=True,
     help="digits and charlm bring their data, the others read --data.",
@@ -310,7 +310,7 @@ def _bench_steps(
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of CIFAR-10, binary or Python version, of a folder per class, or of MNIST's idx files.",
+    help="Folder of CIFAR-10, of images or texts in a folder per class, or of MNIST's idx files.",
 )
 @click.option(
     "--output",
@@ -325,8 +325,10 @@ def _bench_steps(
 @click.option("--seed", type=int, default=0, show_default=True, help="Of data, weights and batches.")
 @click.option(
     "--model",
-    type=click.Choice(["three-conv", "four-conv", "batch-norm", "simple", "deep-mlp"]),
-    help="Network that sorts the images. Default: the task's own.",
+    type=click.Choice(
+        ["three-conv", "four-conv", "batch-norm", "simple", "deep-mlp", "embedding-bag", "recurrent"]
+    ),
+    help="Network; the last two sort texts, the others images. Default: the task's own.",
 )
 @click.option(
     "--size", type=click.IntRange(min=1), help="Pixels of a side to resize own images to. Default: 32."
@@ -334,7 +336,7 @@ def _bench_steps(
 @click.option(
     "--skip-unreadable",
     is_flag=True,
-    help="Leave own files that are broken or no images out, and list them.",
+    help="Leave own files that are broken or foreign out, and list them.",
 )
 @click.option(
     "--search/--no-search", default=None, help="End with a search. Default: only the digits, which are small."

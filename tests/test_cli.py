@@ -184,9 +184,9 @@ def test_demo_has_its_own_epochs_and_ends_with_a_search(monkeypatch: pytest.Monk
         (["--task", "imagenet"], "'imagenet' is not one of 'digits', 'charlm'"),
         (["--model", "resnet"], "'resnet' is not one of 'three-conv', 'four-conv', 'batch-norm'"),
         (["--task", "charlm", "--model", "simple"], "charlm, which predicts characters; expected none."),
-        (["--task", "charlm", "--search"], "a search is asked of charlm; expected a task that sorts images."),
-        (["--size", "9"], "given to digits, whose images are of one size and kind; expected neither."),
-        (["--skip-unreadable"], "given to digits, whose images are of one size and kind; expected neither."),
+        (["--task", "charlm", "--search"], "a search is asked of charlm; expected a task that sorts."),
+        (["--size", "9"], "size=9 is given to digits; expected none. It is for imagefolder."),
+        (["--skip-unreadable"], "is given to digits, whose files are all needed; expected False."),
     ],
 )
 def test_demo_turns_down_data_before_any_work(
@@ -201,12 +201,12 @@ def test_demo_turns_down_data_before_any_work(
 
 
 def test_demo_offers_every_task_and_network() -> None:
-    from fastclip.demo.models import IMAGE_NETWORKS
+    from fastclip.demo.models import IMAGE_NETWORKS, TEXT_NETWORKS
     from fastclip.demo.tasks import TASKS
 
     options = {option.name: option for option in cli.commands["demo"].params}
     assert tuple(options["task"].type.choices) == TASKS
-    assert tuple(options["model"].type.choices) == tuple(IMAGE_NETWORKS)
+    assert tuple(options["model"].type.choices) == (*IMAGE_NETWORKS, *TEXT_NETWORKS)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import math
 import re
 import shutil
@@ -22,13 +23,21 @@ from torch.nn import functional as F
 from fastclip.bench.runner import torch_threads
 from fastclip.demo import run
 from fastclip.demo.data import DataError, load_text
-from fastclip.demo.models import IMAGE_NETWORKS, BatchNormCNN, CharRNN, FourConvCNN, SimpleNet
+from fastclip.demo.models import (
+    IMAGE_NETWORKS,
+    TEXT_NETWORKS,
+    BatchNormCNN,
+    CharRNN,
+    FourConvCNN,
+    Recurrent,
+    SimpleNet,
+)
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import runs_for
 from fastclip.demo.search import search, search_folder
 from fastclip.demo.tasks import FROM_FOLDER, TASKS, Choices, Measure, make_task
 
-NETWORKS = {"cifar10": FourConvCNN, "imagefolder": BatchNormCNN, "mnist": SimpleNet}
+NETWORKS = {"cifar10": FourConvCNN, "imagefolder": BatchNormCNN, "mnist": SimpleNet, "text": Recurrent}
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +72,14 @@ def folders(tmp_path_factory):
     for name, rows in (("train", slice(150)), ("t10k", slice(150, None))):
         (made["mnist"] / f"{name}-images-idx3-ubyte").write_bytes(idx(images[rows, 0]))
         (made["mnist"] / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels[rows]))
+    for label in range(10):
+        lines = [f"{'so ' * (number % 7)} word{label}" for number in range(18)]
+        (made["text"] / f"{label}.txt").write_text("\n".join(lines))
     return made
 
 
 @pytest.mark.parametrize("name", FROM_FOLDER)
-def test_images_from_a_folder_are_trained_on_and_judged_by_guessing(name, folders, tmp_path):
+def test_data_from_a_folder_is_trained_on_and_judged_by_guessing(name, folders, tmp_path):
     task = make_task(name, folders[name], epochs=1)
     assert isinstance(task.make_model(), NETWORKS[name])
     console = log_console()
@@ -232,12 +244,17 @@ def test_exit_code_is_that_of_the_search_too(monkeypatch, tmp_path, is_found, co
     assert run(tmp_path, task="charlm") == 0
 
 
-@pytest.mark.parametrize("network", IMAGE_NETWORKS)
-@pytest.mark.parametrize("name", ["digits", *FROM_FOLDER])
-def test_every_network_is_shown_with_every_images(name, network, folders):
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        *itertools.product(["digits", "cifar10", "imagefolder", "mnist"], IMAGE_NETWORKS),
+        *itertools.product(["text"], TEXT_NETWORKS),
+    ],
+)
+def test_every_network_is_shown_with_all_data_of_its_kind(name, network, folders):
     task = make_task(name, folders.get(name), epochs=1, choices=Choices(model=network))
     model = task.make_model()
-    assert isinstance(model, IMAGE_NETWORKS[network].make)
+    assert isinstance(model, {**IMAGE_NETWORKS, **TEXT_NETWORKS}[network].make)
     loss = next(task.losses(model, torch.Generator().manual_seed(0)))
     assert loss.item() == pytest.approx(math.log(10), rel=0.5)
     assert (task.expectation is not None) is (name == "digits" and network == "three-conv")
@@ -246,8 +263,27 @@ def test_every_network_is_shown_with_every_images(name, network, folders):
 def test_a_network_that_does_not_fit_is_said_in_one_sentence(folders):
     with pytest.raises(DataError, match=r"vanish in 3 poolings; expected at least 8 x 8\. .* by --size\."):
         make_task("imagefolder", folders["imagefolder"], choices=Choices(size=4))
+    with pytest.raises(DataError, match=r"'recurrent' is unknown; expected one of three-conv, four-conv, "):
+        make_task("digits", choices=Choices(model="recurrent"))
+    with pytest.raises(
+        DataError, match=r"four-conv is given to text; expected one of embedding-bag, recurrent\."
+    ):
+        make_task("text", folders["text"], choices=Choices(model="four-conv"))
     with pytest.raises(DataError, match=r"'resnet' is unknown; expected one of three-conv, four-conv, "):
         make_task("digits", choices=Choices(model="resnet"))
+
+
+def test_texts_are_filled_up_and_searched_by_class_names(folders, tmp_path):
+    task = make_task("text", folders["text"], choices=Choices(model="embedding-bag"))
+    rows = torch.arange(len(task.labels("train")))
+    tokens = task.inputs("train", rows)
+    assert tokens.shape == (144, 7)
+    lengths = [len(text) for text, _ in (task.data.train[row] for row in range(144))]
+    assert (tokens != 0).sum(dim=1).tolist() == lengths
+    assert [str(label) for label in task.labels("train").tolist()] == task.data.train.targets
+    console = log_console()
+    assert search(console, tmp_path, task, n_trials=2, max_epochs=1, n_jobs=1)
+    assert "better than guessing, 11.1%, the share of the largest class." in console.file.getvalue()
 
 
 def test_train_and_test_are_judged_apart(folders):

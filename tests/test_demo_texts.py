@@ -47,6 +47,13 @@ def test_a_fifth_of_each_class_is_held_out(reviews):
     assert lengths == {2, 3, 4, 5, 6}
 
 
+def test_a_sample_of_the_texts_is_taken(reviews):
+    data = load_texts(reviews, num_train=5, num_test=1)
+    assert (len(data.train), len(data.test)) == (5, 1)
+    with pytest.raises(DataError, match="0 samples of 8 are asked for; expected at least 1"):
+        load_texts(reviews, num_train=0)
+
+
 def test_a_file_per_class_has_a_text_per_line(tmp_path):
     write(tmp_path, {"bad.txt": "so bad\n\nbad\nworse\n", "good.txt": "good\nbetter\r\nbest of all"})
     data = load_texts(tmp_path)

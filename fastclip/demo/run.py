@@ -14,7 +14,7 @@ from fastclip.demo.data.errors import told
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import runs_for
 from fastclip.demo.search import search as search_task
-from fastclip.demo.tasks import Choices, ImageTask, Task, make_task
+from fastclip.demo.tasks import Choices, ImageTask, SortingTask, Task, TextsTask, make_task
 from fastclip.files import atomic
 
 DIGITS = "digits"
@@ -48,10 +48,11 @@ def run(
         seed: Seed of the splits, the initial weights and the order of the examples.
         search: Whether to end with a search for rate, threshold and initialisation; None searches for the
             digits alone, which takes half a minute.
-        model: The network, one of `fastclip.demo.models.IMAGE_NETWORKS`; None is the task's own.
+        model: The network, one of `fastclip.demo.models.IMAGE_NETWORKS`, or of `TEXT_NETWORKS` for `text`;
+            None is the task's own.
         size: Height and width to which the images of `imagefolder` are resized.
-        skip_unreadable: Whether to leave out what is no image, or broken, in `imagefolder`; it is listed in
-            `skipped.txt`.
+        skip_unreadable: Whether to leave out what is foreign or broken in `imagefolder` and `text`; it is
+            listed in `skipped.txt`.
 
     Returns:
         0 if every run, and the search, ended as the task expects, otherwise 1. The user's own data expects
@@ -67,7 +68,7 @@ def run(
     searched = _searched(chosen, search)
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
-    if isinstance(chosen, ImageTask) and chosen.data.skipped:
+    if isinstance(chosen, (ImageTask, TextsTask)) and chosen.data.skipped:
         _list_skipped(console, output / SKIPPED, chosen.data.skipped)
     console.print(report.render(report.installation()))
     options = bench.Options(
@@ -81,15 +82,15 @@ def run(
     return 0 if is_well else 1
 
 
-def _searched(task: Task, search: bool | None) -> ImageTask | None:
+def _searched(task: Task, search: bool | None) -> SortingTask | None:
     """Return the task if a search is to end it."""
     if search is None:
         search = task.name == DIGITS
     if not search:
         return None
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, SortingTask):
         raise DataError(
-            f"run: a search is asked of {task.name}; expected a task that sorts images. Leave --search away."
+            f"run: a search is asked of {task.name}; expected a task that sorts. Leave --search away."
         )
     return task
 

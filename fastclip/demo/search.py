@@ -1,4 +1,4 @@
-"""A small search for the rate, the threshold and the initialisation of a network that sorts images."""
+"""A small search for the rate, the threshold and the initialisation of a network that sorts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from fastclip.bench.runner import torch_threads
-from fastclip.demo.tasks import ImageTask, Marks
+from fastclip.demo.tasks import Marks, SortingTask
 from fastclip.tuner import Choice, Float, TunerCV
 from fastclip.tuner.progress import progress
 
@@ -31,7 +31,7 @@ TIMED_STEPS = 5
 """Training steps from which the length of a search is foretold."""
 
 
-def search_folder(output: Path, task: ImageTask) -> Path:
+def search_folder(output: Path, task: SortingTask) -> Path:
     """Return the folder of all that the search of a task writes."""
     return output / f"{task.name}-search"
 
@@ -39,32 +39,31 @@ def search_folder(output: Path, task: ImageTask) -> Path:
 def search(
     console: Console,
     output: Path,
-    task: ImageTask,
+    task: SortingTask,
     *,
     n_trials: int = 16,
     max_epochs: int = 5,
     n_jobs: int = 2,
 ) -> bool:
-    """Search by three-fold cross-validation, retrain on all training images, and test once.
+    """Search by three-fold cross-validation, retrain on all training samples, and test once.
 
     Args:
         console: Where progress and result go.
         output: Gets the folder `<name of the task>-search` with all that the search writes and `report.html`,
             an earlier one being replaced.
-        task: The images and the network; its recipe gives the seed alone.
+        task: The samples and the network; its recipe gives the seed alone.
         n_trials: Parameters to try.
-        max_epochs: Passes over the training images in every fold and in the retraining.
+        max_epochs: Passes over the training samples in every fold and in the retraining.
         n_jobs: Folds that train at the same time.
 
     Returns:
-        True if the retrained network sorts the test images, which the search never saw, as the task expects;
+        True if the retrained network sorts the test samples, which the search never saw, as the task expects;
         always True for a task that expects nothing.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the lines below say more than Optuna's
     folder = search_folder(output, task)
     if folder.exists():
         shutil.rmtree(folder)
-    data = task.data
     minutes = _foretell(task, n_trials, max_epochs, n_jobs) / 60
     console.print(
         f"Searching: {n_trials} trials of {FOLDS} folds of {max_epochs} epochs, at most about "
@@ -84,9 +83,9 @@ def search(
             seed=task.recipe.seed,
             callbacks=[show],
         )
-        tuner.fit(data.train_inputs, data.train_labels)
+        tuner.fit(task.tuning_data("train"))
     train = tuner.refit_scores_["train"]
-    test = tuner.measures(data.test_inputs, data.test_labels)
+    test = tuner.measures(task.tuning_data("test"))
     report = tuner.report()
     best = tuner.best_params_
     console.print(
@@ -98,7 +97,7 @@ def search(
     marks = Marks(loss=test["loss"], value=test["accuracy"], recall=test["recall_macro"])
     is_found, sentence = _judge(task, marks)
     console.print(
-        f"Retrained with them on all training images: train accuracy {train['accuracy']:.1%}, test accuracy "
+        f"Retrained with them on all training samples: train accuracy {train['accuracy']:.1%}, test accuracy "
         f"{test['accuracy']:.1%}, train loss {train['loss']:.3g}, test loss {test['loss']:.3g}{sentence}.",
         style="green" if is_found else "red",
         soft_wrap=True,
@@ -107,7 +106,7 @@ def search(
     return is_found or task.expectation is None
 
 
-def _judge(task: ImageTask, test: Marks) -> tuple[bool, str]:
+def _judge(task: SortingTask, test: Marks) -> tuple[bool, str]:
     """Tell whether parameters were found that train the network, and what to add to its scores."""
     if task.expectation is None:
         is_guess = task.is_guess(test)
@@ -116,7 +115,7 @@ def _judge(task: ImageTask, test: Marks) -> tuple[bool, str]:
     return is_found, "" if is_found else f", expected at least {task.expectation.clipped:.0%}"
 
 
-def _foretell(task: ImageTask, n_trials: int, max_epochs: int, n_jobs: int) -> float:
+def _foretell(task: SortingTask, n_trials: int, max_epochs: int, n_jobs: int) -> float:
     """Return the seconds that the search takes if nothing ends early, by a few steps of training."""
     with torch.random.fork_rng(devices=[]), torch_threads(1):
         model = task.make_model()
@@ -128,5 +127,5 @@ def _foretell(task: ImageTask, n_trials: int, max_epochs: int, n_jobs: int) -> f
             torch.autograd.backward(loss)
             num_steps += 1
         seconds = (time.perf_counter() - began) / max(1, num_steps)
-    steps = len(task.data.train_labels) * (FOLDS - 1) / task.recipe.batch_size
+    steps = len(task.labels("train")) * (FOLDS - 1) / task.recipe.batch_size
     return seconds * steps * max_epochs * n_trials / n_jobs

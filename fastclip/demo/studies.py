@@ -24,7 +24,7 @@ from fastclip.tuner.data import TuningData, as_data
 from fastclip.tuner.study.kinds import KindData
 
 ALL = 10**9
-"""More images than there are."""
+"""More samples than there are."""
 
 
 def digits(*, seed: int = 0) -> KindData:
@@ -67,6 +67,8 @@ def image_folder(
 def texts(
     *,
     path: str,
+    num_train: int = ALL,
+    num_test: int = ALL,
     max_words: int = MAX_WORDS,
     max_length: int = MAX_LENGTH,
     skip_unreadable: bool = False,
@@ -74,7 +76,13 @@ def texts(
 ) -> KindData:
     """Return texts of different length in classes, as `load_texts` does."""
     data = load_texts(
-        _folder(path), max_words=max_words, max_length=max_length, skip_unreadable=skip_unreadable, seed=seed
+        _folder(path),
+        num_train=num_train,
+        num_test=num_test,
+        max_words=max_words,
+        max_length=max_length,
+        skip_unreadable=skip_unreadable,
+        seed=seed,
     )
     return KindData(as_loader(data.train), as_loader(data.test), data.skipped)
 

@@ -71,7 +71,7 @@ def sample_rows(num_rows: int, count: int, seed: int) -> NDArray[np.intp]:
         DataError: count is below 1.
     """
     if count < 1:
-        raise DataError(f"sample_rows: {count} images of {num_rows} are asked for; expected at least 1.")
+        raise DataError(f"sample_rows: {count} samples of {num_rows} are asked for; expected at least 1.")
     return np.random.default_rng(seed).permutation(num_rows)[:count].astype(np.intp)
 
 

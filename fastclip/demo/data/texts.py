@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from fastclip.demo.data.classification import sample_rows
 from fastclip.demo.data.errors import DataError, told
 from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
 
@@ -71,6 +72,8 @@ class LabelledTexts:
 def load_texts(
     folder: Path,
     *,
+    num_train: int = 50_000,
+    num_test: int = 10_000,
     max_words: int = MAX_WORDS,
     max_length: int = MAX_LENGTH,
     skip_unreadable: bool = False,
@@ -83,11 +86,13 @@ def load_texts(
             line, in UTF-8; or a folder `train` and one of `test`, `val`, `valid` and `validation` that do.
             Without a test folder a fifth of each class is held out. Hidden files and blank lines are passed
             over.
+        num_train: Training texts to take at most, drawn from all of them.
+        num_test: Test texts to take at most.
         max_words: Size of the vocabulary: the words that are most frequent in the training texts.
         max_length: Words after which a text is cut.
         skip_unreadable: Leave out what is no .txt file, is not in UTF-8 or has no word, and list it in
             `skipped`.
-        seed: Seed of what is held out.
+        seed: Seed of what is held out and taken.
 
     Returns:
         Datasets of (word numbers, class); `as_loader` makes batches of them.
@@ -112,6 +117,7 @@ def load_texts(
     for part in parts:
         _check_classes(folder, part, parts[0])
     train, test = parts if len(parts) == 2 else _split(folder, parts[0], seed)
+    train, test = _sample(train, num_train, seed), _sample(test, num_test, seed)
     words = Counter(word for _, text in train for word in text[:max_length])
     vocabulary = sorted(words, key=lambda word: (-words[word], word))[:max_words]
     numbers = {word: number for number, word in enumerate(vocabulary, start=UNKNOWN + 1)}
@@ -181,6 +187,11 @@ def _read_file(path: Path, unreadable: list[str]) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             unreadable.append(f"{shown(path)} (cannot be read: {error})")
     return None
+
+
+def _sample(texts: Sequence[_Labelled], count: int, seed: int) -> list[_Labelled]:
+    """Return at most `count` texts, in their order."""
+    return [texts[row] for row in sorted(sample_rows(len(texts), count, seed))]
 
 
 def _check_classes(folder: Path, part: Sequence[_Labelled], first: Sequence[_Labelled]) -> None:

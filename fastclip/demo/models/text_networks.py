@@ -60,10 +60,25 @@ class Recurrent(nn.Module):
         return scores
 
 
-TEXT_NETWORKS: Mapping[str, Callable[[int, int], nn.Module]] = MappingProxyType(
-    {"embedding-bag": EmbeddingBag, "recurrent": Recurrent}
+@dataclass(frozen=True)
+class TextNetwork:
+    """A family of networks that sort texts into any number of classes.
+
+    Attributes:
+        title: What it is, in a word or two.
+        make: Takes the number of tokens and of classes.
+    """
+
+    title: str
+    make: Callable[[int, int], nn.Module]
+
+
+TEXT_NETWORKS: Mapping[str, TextNetwork] = MappingProxyType(
+    {
+        "embedding-bag": TextNetwork("Bag of words", EmbeddingBag),
+        "recurrent": TextNetwork("Recurrent network", Recurrent),
+    }
 )
-"""Name -> takes the number of tokens and of classes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,23 @@ class TextModel:
     num_tokens: int
     num_classes: int
 
+    def __post_init__(self) -> None:
+        """Check that there is a network of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.name not in TEXT_NETWORKS:
+            raise ValueError(
+                f"TextModel: {self.name!r} is unknown; expected one of {', '.join(TEXT_NETWORKS)}."
+            )
+
+    @property
+    def title(self) -> str:
+        """What it is, in a word or two."""
+        return TEXT_NETWORKS[self.name].title
+
     def __call__(self, params: dict[str, Any]) -> nn.Module:
         """Return a new network, initialised from torch's random state; no parameter concerns its layers."""
         del params
-        return TEXT_NETWORKS[self.name](self.num_tokens, self.num_classes)
+        return TEXT_NETWORKS[self.name].make(self.num_tokens, self.num_classes)

@@ -16,22 +16,31 @@ from fastclip.demo.data import (
     load_image_folder,
     load_mnist,
     load_text,
+    load_texts,
 )
-from fastclip.demo.models import ImageModel
+from fastclip.demo.models import TEXT_NETWORKS, ImageModel
 from fastclip.demo.tasks.base import Expectation, Measure, Recipe, Task
 from fastclip.demo.tasks.images import image_task
-from fastclip.demo.tasks.text import TextTask
+from fastclip.demo.tasks.reading import TextTask
+from fastclip.demo.tasks.texts import texts_task
 
 NUM_TRAIN, NUM_TEST = 4000, 1000
-"""Images taken from a folder, so that the comparison takes minutes on two cores and not hours."""
+"""Images or texts taken from a folder, so that the comparison takes minutes on two cores and not hours."""
 
 NETWORKS: Mapping[str, str] = MappingProxyType(
-    {"digits": "three-conv", "cifar10": "four-conv", "imagefolder": "batch-norm", "mnist": "simple"}
+    {
+        "digits": "three-conv",
+        "cifar10": "four-conv",
+        "imagefolder": "batch-norm",
+        "mnist": "simple",
+        "text": "recurrent",
+    }
 )
 """Task -> the network that it is shown with, unless another is named."""
 
 BUILT_IN = ("digits", "charlm")
-FROM_FOLDER = ("cifar10", "imagefolder", "mnist")
+FROM_FOLDER = ("cifar10", "imagefolder", "mnist", "text")
+WITH_FOREIGN_FILES = ("imagefolder", "text")
 TASKS = (*BUILT_IN, *FROM_FOLDER)
 
 
@@ -40,9 +49,10 @@ class Choices:
     """What of a task may be chosen; None leaves its own.
 
     Attributes:
-        model: The network, one of `fastclip.demo.models.IMAGE_NETWORKS`; of a task that sorts images.
+        model: The network, one of `fastclip.demo.models.IMAGE_NETWORKS` for a task that sorts images, of
+            `TEXT_NETWORKS` for one that sorts texts.
         size: Height and width to which images are resized; of `imagefolder`.
-        skip_unreadable: Whether to leave out what is no image or broken; of `imagefolder`.
+        skip_unreadable: Whether to leave out what is foreign or broken; of `imagefolder` and `text`.
     """
 
     model: str | None = None
@@ -82,18 +92,24 @@ def make_task(
         )
     if name in FROM_FOLDER and folder is None:
         raise DataError(f"make_task: {name} needs a folder to read. Name it by --data.")
-    if name != "imagefolder" and (choices.size is not None or choices.skip_unreadable):
+    if choices.size is not None and name != "imagefolder":
         raise DataError(
-            f"make_task: size or skip_unreadable is given to {name}, whose images are of one size and kind; "
-            "expected neither. They are for imagefolder."
+            f"make_task: size={choices.size} is given to {name}; expected none. It is for imagefolder."
+        )
+    if choices.skip_unreadable and name not in WITH_FOREIGN_FILES:
+        raise DataError(
+            f"make_task: skip_unreadable is given to {name}, whose files are all needed; expected False. "
+            f"It is for {' and '.join(WITH_FOREIGN_FILES)}."
         )
     if name == "charlm":
         if choices.model is not None:
             raise DataError(
                 f"make_task: the model {choices.model} is given to charlm, which predicts characters; "
-                f"expected none. The tasks that sort images are {', '.join(NETWORKS)}."
+                f"expected none. The tasks that sort are {', '.join(NETWORKS)}."
             )
         task: Task = _charlm(seed)
+    elif name == "text" and folder is not None:
+        task = _texts(folder, seed, choices)
     else:
         task = _images(name, _load(name, folder, seed, choices), seed, choices.model)
     return task if epochs is None else replace(task, recipe=replace(task.recipe, epochs=epochs))
@@ -132,6 +148,21 @@ def _images(name: str, data: ClassificationData, seed: int, network: str | None)
     expectation = Expectation(unclipped=0.2, clipped=0.93) if is_own else None
     task = image_task(name, model, data, replace(recipe, epochs=10), expectation)
     return replace(task, with_nan_batch=True)
+
+
+def _texts(folder: Path, seed: int, choices: Choices) -> Task:
+    """Return the sorting of texts of different length."""
+    network = choices.model or NETWORKS["text"]
+    if network not in TEXT_NETWORKS:
+        raise DataError(
+            f"make_task: the model {network} is given to text; expected one of "
+            f"{', '.join(TEXT_NETWORKS)}. The others sort images."
+        )
+    data = load_texts(
+        folder, num_train=NUM_TRAIN, num_test=NUM_TEST, skip_unreadable=choices.skip_unreadable, seed=seed
+    )
+    recipe = Recipe(learning_rate=1.0, momentum=0.9, max_norm=0.25, batch_size=32, epochs=4, seed=seed)
+    return texts_task("text", network, data, recipe)
 
 
 def _charlm(seed: int) -> Task:
