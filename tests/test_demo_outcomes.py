@@ -16,6 +16,9 @@ from fastclip.demo.training import History
 
 GUESS = Marks(loss=0.62, value=0.7, recall=0.5)
 GOOD = Marks(loss=0.2, value=0.95, recall=0.9)
+NEAR = Marks(loss=0.4, value=0.83, recall=0.7)
+FAIR = Marks(loss=0.5, value=0.81, recall=0.7)
+"""3 * sqrt((0.95 * 0.05 + p * (1 - p)) / 100) is 0.130 for p = 0.83 and 0.135 for p = 0.81."""
 
 
 @pytest.fixture
@@ -70,6 +73,9 @@ def test_a_run_that_explodes_and_then_learns_has_learned(task):
         (GUESS, GOOD, "Rescued: unclipped, the network ends at guessing; clipped, it learns"),
         (GOOD, GOOD, "Nothing to rescue: the network learns unclipped, and clipped"),
         (GUESS, GUESS, "Not rescued: the network ends at guessing unclipped, and clipped"),
+        (FAIR, GOOD, "Better clipped: the network learns unclipped, and more clipped"),
+        (GOOD, FAIR, "Clipped too low: the network learns unclipped, and less clipped"),
+        (NEAR, GOOD, "Nothing to rescue: the network learns unclipped, and clipped"),
         (GOOD, GUESS, "Clipped too low: the network learns unclipped, and not clipped"),
     ],
 )

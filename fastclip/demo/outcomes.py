@@ -77,11 +77,25 @@ def _beside_guessing(task: Task, histories: Sequence[History]) -> Conclusion:
     clipped = any(history.outcome == LEARNED for history in histories if math.isfinite(history.run.max_norm))
     if clipped and not plain:
         return Conclusion("Rescued: unclipped, the network ends at guessing; clipped, it learns", details)
-    if clipped:
-        return Conclusion("Nothing to rescue: the network learns unclipped, and clipped", details)
+    if clipped and plain:
+        return Conclusion(_compare(task, histories), details)
     if plain:
         return Conclusion("Clipped too low: the network learns unclipped, and not clipped", details)
     return Conclusion("Not rescued: the network ends at guessing unclipped, and clipped", details)
+
+
+def _compare(task: Task, histories: Sequence[History]) -> str:
+    """Say which of the runs that learned are clearly better, if any are."""
+    learned = [history for history in histories if history.outcome == LEARNED]
+    plain, clipped = (
+        [history.test for history in learned if math.isfinite(history.run.max_norm) is is_clipped]
+        for is_clipped in (False, True)
+    )
+    if all(any(task.is_clearly_better(marks, other) for marks in clipped) for other in plain):
+        return "Better clipped: the network learns unclipped, and more clipped"
+    if all(any(task.is_clearly_better(marks, other) for marks in plain) for other in clipped):
+        return "Clipped too low: the network learns unclipped, and less clipped"
+    return "Nothing to rescue: the network learns unclipped, and clipped"
 
 
 def _failures(histories: Sequence[History], task: Task, expectation: Expectation) -> tuple[str, ...]:

@@ -127,6 +127,10 @@ class Task(ABC):
     def is_guess(self, test: Marks) -> bool:
         """Tell whether these marks on what was held out are no better than those of guessing."""
 
+    @abstractmethod
+    def is_clearly_better(self, test: Marks, other: Marks) -> bool:
+        """Tell whether these marks on what was held out are better than others by more than chance."""
+
     @property
     @abstractmethod
     def guess(self) -> str:

@@ -50,6 +50,10 @@ class TextTask(Task):
         """Tell whether the loss is no better than that of taking each character for equally likely."""
         return not test.loss < AT_GUESSING * self.guessing_loss
 
+    def is_clearly_better(self, test: Marks, other: Marks) -> bool:
+        """Tell whether the loss is lower, by more than a loss may be and still count as that of guessing."""
+        return test.loss < AT_GUESSING * other.loss
+
     @property
     def guess(self) -> str:
         """The bits of one character among all."""

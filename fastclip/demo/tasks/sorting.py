@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from fastclip.tuner.training.losses import default_loss
 ACCURACY = Measure("test accuracy", "train accuracy", "{:.1%}")
 
 JUDGED_BATCH = 512
+
+CLEARLY = 3.0
+"""Standard errors between two accuracies that tell them apart although each is of a single training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,12 @@ class SortingTask(Task):
         """Tell whether neither loss nor accuracy nor recall are beyond those of the class shares."""
         record = {"loss": test.loss, "accuracy": test.value, "recall_macro": test.recall}
         return collapse(record, self._guess_loss, self.labels("test").numpy()) is not None
+
+    def is_clearly_better(self, test: Marks, other: Marks) -> bool:
+        """Tell whether the accuracy is higher by three standard errors of the difference."""
+        count = len(self.labels("test"))
+        variance = sum(marks.value * (1 - marks.value) / count for marks in (test, other))
+        return test.value - other.value > CLEARLY * math.sqrt(variance)
 
     @property
     def guess(self) -> str:
