@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from torch import Tensor
 from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch.compiler import is_compiling
 
 from fastclip.backends import eager
 from fastclip.backends.base import Backend, BackendInfo, Declined
-from fastclip.backends.devices import WRITING, spread
+from fastclip.backends.devices import WRITING, Spread, spread
 from fastclip.errors import BackendUnavailableError
 
 __all__ = ["NAMES", "Backend", "BackendInfo", "Declined", "backend_info", "run", "run_foreach", "use_backend"]
@@ -133,56 +132,41 @@ def run_foreach(
     """Do the same with torch's `foreach`, which only eager heeds; False selects eager."""
     if kwargs:
         raise TypeError(f"run: {operation.__name__} takes its arguments by position.")
-    return cast(Result, _run(operation.__name__, foreach, *args))
-
-
-def _run(operation: str, foreach: bool | None, *args: Any) -> Any:
+    name = operation.__name__
     options = {} if foreach is None else {"foreach": foreach}
-    if foreach is False or is_tracing() or (name := chosen()) == "eager":
-        return getattr(eager, operation)(*args, **options)
-    if type(result := _run_natively(name, operation, *args)) is Declined:
-        result = _run_on_several_devices(name, result, options, operation, *args)
-    if type(result) is not Declined:
-        return result
-    if name != "auto":
-        raise BackendUnavailableError(_unavailable(name, result.reason))
-    return getattr(eager, operation)(*args, **options)
-
-
-def _run_natively(name: str, operation: str, *args: Any) -> Any:
-    """Return what the backend of this name makes of it, or the first of all usable ones that takes it."""
+    if foreach is False or is_tracing() or (wanted := chosen()) == "eager":
+        return cast(Result, getattr(eager, name)(*args, **options))
     result: Any = Declined("no backend but eager can run here")
-    for backend in _usable() if name == "auto" else (_demanded(name),):
-        result = getattr(backend, operation)(*args)
+    for backend in _usable() if wanted == "auto" else (_demanded(wanted),):
+        result = getattr(backend, name)(*args)
         if type(result) is not Declined:
-            return result
-    return result
+            return cast(Result, result)
+    if (several := _on_several_devices(foreach, name, args)) is not None:
+        if wanted != "auto" and (reason := _reason_not_to_write(_demanded(wanted), name, several)):
+            raise BackendUnavailableError(_unavailable(wanted, reason))
+        result = getattr(several, name)(*args[1:])
+        if type(result) is not Declined:
+            return cast(Result, result)
+    if wanted != "auto":
+        raise BackendUnavailableError(_unavailable(wanted, result.reason))
+    return cast(Result, getattr(eager, name)(*args, **options))
 
 
-def _run_on_several_devices(
-    name: str,
-    declined: Declined,
-    options: dict[str, bool],
-    operation: str,
-    listed: list[Tensor],
-    *args: Any,
-) -> Any:
-    """Return what the tensors of each device give together, or `declined` if all are on one."""
+def _on_several_devices(foreach: bool | None, operation: str, args: tuple[Any, ...]) -> Spread | None:
+    """Return the list that is the first argument as one over several devices; None if it is on one."""
 
     def each(operation: str, *args: Any) -> Any:
-        result = _run_natively(name, operation, *args)
-        if type(result) is Declined and name == "auto":
-            return getattr(eager, operation)(*args, **options)
-        return result
+        return run_foreach(foreach, getattr(Backend, operation), *args)
 
-    if (several := spread(operation, listed, each)) is None:
-        return declined
-    if name != "auto" and operation in WRITING:
-        # Nothing may be written when another device's gradients are declined.
-        for share in several.shares:
-            if reason := _demanded(name).reason_not_to_write(share.values):
-                return Declined(reason)
-    return getattr(several, operation)(*args)
+    return spread(operation, args[0], each)
+
+
+def _reason_not_to_write(backend: Backend, operation: str, several: Spread) -> str | None:
+    """Return why nothing may be written: another device's gradients would be declined after those of one."""
+    if operation not in WRITING:
+        return None
+    reasons = (backend.reason_not_to_write(share.values) for share in several.shares)
+    return next((reason for reason in reasons if reason), None)
 
 
 def is_tracing() -> bool:

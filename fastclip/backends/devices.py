@@ -40,13 +40,10 @@ class Share:
 
 
 class Spread:
-    """A list on several devices, with the operations of `base.Backend` on it.
-
-    Each may answer with Declined, having written nothing if no share is declined by what `each` runs.
-    """
+    """A list on several devices, with the operations of `base.Backend` on it."""
 
     def __init__(self, shares: list[Share], each: Callable[..., Any]) -> None:
-        """Take the shares, that of the first tensor first; each(operation, *args) runs one on a share."""
+        """Take the shares, the first tensor's first; each(operation, items, *args) runs one on a share."""
         self.shares = shares
         self._each = each
 
@@ -64,33 +61,28 @@ class Spread:
             return wide
         norm = wide.to(self._returned_dtype())
         if not measures_only(max_norm) and not (keep_nonfinite and not norm.isfinite()):
-            declined = self.clip_grads_with_norm_(max_norm, wide)
-            return declined or norm
+            self.clip_grads_with_norm_(max_norm, wide)
         return norm
 
-    def clip_grads_with_norm_(self, max_norm: float | Tensor, total_norm: Tensor) -> Declined | None:
+    def clip_grads_with_norm_(self, max_norm: float | Tensor, total_norm: Tensor) -> None:
         """Scale by the coefficient of a norm that is known."""
         norms = [_beside(share.values[0], total_norm) for share in self.shares]
-        return self._write("clip_grads_with_norm_", [(max_norm, norm) for norm in norms])
+        self._write("clip_grads_with_norm_", [(max_norm, norm) for norm in norms])
 
-    def scale_grads_(self, coefs: Tensor) -> Declined | None:
+    def scale_grads_(self, coefs: Tensor) -> None:
         """Multiply all gradients by the one coefficient, or each by its own."""
-        if coefs.numel() == 1:
-            return self._write("scale_grads_", [(_beside(s.values[0], coefs),) for s in self.shares])
-        own = [coefs[share.positions] for share in self.shares]
+        own = [coefs if coefs.numel() == 1 else coefs[share.positions] for share in self.shares]
         beside = [(_beside(share.values[0], coef),) for share, coef in zip(self.shares, own, strict=True)]
-        return self._write("scale_grads_", beside)
+        self._write("scale_grads_", beside)
 
-    def clip_grad_value_(self, clip_value: float) -> Declined | None:
+    def clip_grad_value_(self, clip_value: float) -> None:
         """Clamp each gradient to [-clip_value, clip_value]."""
-        return self._write("clip_grad_value_", [(clip_value,)] * len(self.shares))
+        self._write("clip_grad_value_", [(clip_value,)] * len(self.shares))
 
-    def grad_norms(self, norm_type: float, dtype: torch.dtype | None = None) -> Tensor | Declined:
+    def grad_norms(self, norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
         """Return the norm of each gradient, in the order of the list, on the device of the first."""
         dtype = dtype or self._returned_dtype()
         found = [self._each("grad_norms", share.items, norm_type, dtype) for share in self.shares]
-        if declined := _first_declined(found):
-            return declined
         here = self.shares[0].values[0]
         norms = [_beside(here, norms) for norms in found]
         places = sorted(
@@ -104,11 +96,9 @@ class Spread:
             pieces.append(norms[number][indices[0] : indices[-1] + 1])
         return torch.cat(pieces)
 
-    def count_nonfinite(self) -> list[tuple[int, int, int]] | Declined:
+    def count_nonfinite(self) -> list[tuple[int, int, int]]:
         """Return (position, number of nan, number of inf) of each tensor that has any."""
         found = [self._each("count_nonfinite", share.items) for share in self.shares]
-        if declined := _first_declined(found):
-            return declined
         return sorted(
             (share.positions[index], nan, inf)
             for share, counts in zip(self.shares, found, strict=True)
@@ -124,19 +114,14 @@ class Spread:
         for i in order:
             found[i] = self._each("total_norm", self.shares[i].values, norm_type, torch.float64)
         norms = [found[i] for i in range(len(self.shares))]
-        if declined := _first_declined(norms):
-            return declined
         here = self.shares[0].values[0]
         dtypes = {value.dtype for share in self.shares for value in share.values}
         with torch.no_grad():
             return eager.combined([_beside(here, norm) for norm in norms], norm_type, dtypes)
 
-    def _write(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> Declined | None:
+    def _write(self, operation: str, arguments: Sequence[tuple[Any, ...]]) -> None:
         for share, args in zip(self.shares, arguments, strict=True):
-            declined: Declined | None = self._each(operation, share.items, *args)
-            if declined is not None:
-                return declined
-        return None
+            self._each(operation, share.items, *args)
 
     def _returned_dtype(self) -> torch.dtype:
         return eager.returned_dtype([value for share in self.shares for value in share.values])
@@ -165,10 +150,6 @@ def spread(operation: str, listed: list[Tensor], each: Callable[..., Any]) -> Sp
 def device_of(tensor: Tensor) -> torch.device:
     """Return where a tensor is."""
     return tensor.device
-
-
-def _first_declined(found: list[Any]) -> Declined | None:
-    return next((result for result in found if isinstance(result, Declined)), None)
 
 
 def _beside(here: Tensor, value: Tensor) -> Tensor:
