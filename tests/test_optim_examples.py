@@ -41,6 +41,9 @@ def test_example(name: str, promise: str) -> None:
 @pytest.mark.parametrize(
     ("name", "ranks", "promise"),
     [
+        ("distributed_ddp", 2, r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
+        ("distributed_fsdp1", 2, r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
+        ("distributed_fsdp2_tensor_parallel", 4, r"accuracy 0\.9[0-9]+ on 4 ranks; .* whole: True"),
         ("distributed_fsdp2", 2, r"accuracy 0\.9[0-9]+ on 2 ranks: .* 1 skipped"),
         ("distributed_pipeline", 2, r"equal: True"),
         ("distributed_hsdp", 4, r"accuracy 0\.9[0-9]+ on 4 ranks: .* 1 skipped"),
