@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -408,3 +409,37 @@ def strategies_on_ranks(name: str) -> dict[str, Any]:
         for p, q in zip(model.parameters(), expected.parameters(), strict=True)
     )
     return {"far": far, "thresholds": thresholds, "skipped": skipped, "route": optimizer.route}
+
+
+def monitored(directory: str, way: str, per_parameter: bool) -> dict[str, Any]:
+    """Train with a monitor on every rank that writes on one, beside the records of one process."""
+    from fastclip.monitor.reading import read
+
+    def records_of(model: nn.Module, options: dict[str, Any], run: str | None) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 0.01), LIMIT, **options)
+        with fastclip.Monitor(
+            optimizer,
+            run,
+            every=3,
+            per_parameter=per_parameter,
+            update_ratio=per_parameter,
+            to=["jsonl", found.extend] if run else [found.extend],
+        ) as monitor:
+            for step in range(6):
+                optimizer.zero_grad()
+                loss = loss_of(model, step)
+                loss.backward()
+                optimizer.step()
+                monitor.step(loss)
+        return [record for record in found if record["kind"] == "step"]
+
+    model, options = parallel(way)
+    run = str(Path(directory) / "run") if dist.get_rank() == 0 else None
+    ours, theirs = records_of(model, options, run), records_of(small(), {}, None)
+    return {
+        "written": None if run is None else len(read(run)),
+        "norms": [(a["norm"], b["norm"]) for a, b in zip(ours, theirs, strict=True)],
+        "largest": [(a.get("largest"), b.get("largest")) for a, b in zip(ours, theirs, strict=True)],
+        "ratios": [(a.get("update_ratio"), b.get("update_ratio")) for a, b in zip(ours, theirs, strict=True)],
+    }

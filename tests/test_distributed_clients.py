@@ -10,6 +10,7 @@ from distributed_clients import (
     attached,
     checkpointed,
     fsdp1_without_group,
+    monitored,
     piped,
     raised,
     routed_experts,
@@ -100,3 +101,21 @@ def test_checkpoints_go_onto_another_world_size(tmp_path: Path) -> None:
         assert loaded["steps"] == saved["steps"] == 10
         for mine, theirs in zip(loaded["parameters"], saved["parameters"], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_parameter", [False, True])
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "tp"])
+def test_a_monitor_on_every_rank_records_the_whole(way: str, per_parameter: bool, tmp_path: Path) -> None:
+    found = ranks(2).run(monitored, str(tmp_path), way, per_parameter)
+    assert [one["written"] for one in found] == [6, None]
+    for one in found:
+        for ours, theirs in one["norms"]:
+            assert ours == pytest.approx(theirs, rel=1e-4)
+        for ours, theirs in one["largest"]:
+            assert (ours is None) == (theirs is None) == (not per_parameter)
+            if per_parameter:
+                assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-3)
+        told = [pair for pair in one["ratios"] if pair[1] is not None]
+        assert len(told) == (2 if per_parameter else 0)
+        for ours, theirs in told:
+            assert ours == pytest.approx(theirs, rel=1e-3)
