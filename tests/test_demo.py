@@ -22,12 +22,13 @@ from rich.console import Console
 import fastclip
 from fastclip.bench.runner import torch_threads
 from fastclip.demo import run
+from fastclip.demo.history import History
 from fastclip.demo.plot import plot_histories, running_median
 from fastclip.demo.report import runs_table
 from fastclip.demo.rescue import rescue
 from fastclip.demo.runs import Run, runs_for
 from fastclip.demo.tasks import ACCURACY, Marks, Measure, make_task
-from fastclip.demo.training import History, train
+from fastclip.demo.training import train
 from fastclip.optim import Stats
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

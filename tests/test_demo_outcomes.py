@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fastclip.demo.data import ClassificationData
+from fastclip.demo.history import History
 from fastclip.demo.models import ImageModel
 from fastclip.demo.outcomes import conclude, outcome
 from fastclip.demo.runs import Run
 from fastclip.demo.tasks import Marks, Recipe, image_task
-from fastclip.demo.training import History
 
 GUESS = Marks(loss=0.62, value=0.7, recall=0.5)
 GOOD = Marks(loss=0.2, value=0.95, recall=0.9)

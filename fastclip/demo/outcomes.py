@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from fastclip.demo.history import History
 from fastclip.demo.tasks import Expectation, Task
 from fastclip.tuner.training.explosion import ExplosionRule, ExplosionWatch
-
-if TYPE_CHECKING:
-    from fastclip.demo.training import History
 
 LEARNED = "learned"
 GUESSES = "guesses"

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fastclip.demo.history import History
 from fastclip.demo.tasks import Measure
-from fastclip.demo.training import History
 
 _Style: TypeAlias = "tuple[str, str | tuple[int, tuple[int, int]], float]"
 

@@ -9,8 +9,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from fastclip.demo.history import History
 from fastclip.demo.tasks import Measure
-from fastclip.demo.training import History
 
 OUTCOME = "outcome"
 

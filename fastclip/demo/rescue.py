@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastclip.bench.runner import torch_threads
+from fastclip.demo.history import History
 from fastclip.demo.outcomes import conclude
 from fastclip.demo.plot import plot_histories
 from fastclip.demo.report import runs_table
 from fastclip.demo.runs import Run
 from fastclip.demo.tasks import Measure, Task
-from fastclip.demo.training import History, train
+from fastclip.demo.training import train
 from fastclip.monitor import read
 from fastclip.monitor.report import write_report
 
