@@ -39,6 +39,7 @@ from fastclip.tuner.data import TuningData, as_data
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.samplers import sampler_for_trial
 from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.training.folds import FoldContext, FoldTask, run_fold
 
 SPACE = {
@@ -73,11 +74,8 @@ def digits() -> tuple[TuningData, TuningData]:
 
 def context(data: TuningData, seed: int, cv: Any = FOLDS) -> FoldContext:
     """Return what the folds of a search with this seed share."""
-    options = dict.fromkeys(("scoring", "loss", "patience", "target"))
-    return make_context(
-        cnn, data, cv=cv, refit=True, max_epochs=EPOCHS, explosion=RULE, seed=seed, threads=1, n_jobs=1,
-        caller="benchmark", **options,
-    )  # fmt: skip
+    spec = StudySpec(cnn, SPACE, "benchmark", cv=cv, max_epochs=EPOCHS, explosion=RULE, seed=seed)
+    return make_context(spec, data)
 
 
 def measure_overhead(rounds: int = 9) -> dict[str, float]:

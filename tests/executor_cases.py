@@ -12,15 +12,15 @@ import tuner_cases as cases
 from fastclip.tuner.data import as_data
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.study.preparation import make_context
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 
 
 def context(model: Any = cases.mlp) -> FoldContext:
     """What the folds of these tests have in common."""
-    settings: dict[str, Any] = dict.fromkeys(("scoring", "loss", "patience", "target", "explosion"))
-    settings |= {"cv": 3, "refit": True, "max_epochs": 3, "seed": 0, "threads": 1, "n_jobs": 2}
-    return make_context(model, as_data(cases.blobs(), caller="test"), caller="test", **settings)
+    spec = StudySpec(model, {}, "test", cv=3, max_epochs=3, n_jobs=2)
+    return make_context(spec, as_data(cases.blobs(), caller="test"))
 
 
 def drain(executor: Any, count: int, seconds: float = 120) -> list[FoldResult]:

@@ -89,6 +89,27 @@ def test_import_loads_nothing_heavy_but_torch() -> None:
     assert printed == ""
 
 
+def test_a_worker_that_trains_folds_loads_no_search() -> None:
+    heavy = {"optuna", "sklearn", "scipy", "sqlalchemy", "joblib", "matplotlib", "pandas"}
+    modules, printed = loaded_by("import fastclip.tuner.executors.processes")
+    assert heavy & modules == set()
+    assert {m for m in modules if m.startswith("fastclip.tuner.study")} == set()
+    assert printed == ""
+    modules, _ = loaded_by("from fastclip.tuner import TunerCV")  # the test of this test
+    assert {"optuna", "sklearn", "fastclip.tuner.study.search"} <= modules
+
+
+def test_the_tuner_has_the_names_it_lists() -> None:
+    import fastclip.tuner as tuner
+
+    assert sorted(tuner._HOME_OF) == sorted(tuner.__all__)
+    assert all(getattr(tuner, name).__module__.startswith("fastclip.tuner.") for name in ("TunerCV", "Float"))
+    assert set(tuner.__all__) <= set(dir(tuner))
+    assert all(hasattr(tuner, name) for name in tuner.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'TunerVC'"):
+        tuner.TunerVC  # noqa: B018
+
+
 def test_the_boundary_is_seen_to_be_crossed() -> None:
     """The test of the test above: a module that loads what it may not is found out."""
     modules, printed = loaded_by("import fastclip, fastclip.bench\nprint('noise')")

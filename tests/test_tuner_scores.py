@@ -20,6 +20,7 @@ from fastclip.tuner import cross_validate
 from fastclip.tuner.data import as_data
 from fastclip.tuner.report import StudyView, write_report
 from fastclip.tuner.training.losses import default_loss, training_loss
+from fastclip.tuner.training.metrics import _confusion_matrix
 
 NAMES = np.array(["cat", "dog", "owl"])
 
@@ -75,6 +76,14 @@ class TestTrainScores:
         held_out = tuner(refit_on="holdout", patience=2).fit(X, y)
         assert list(held_out.refit_scores_) == ["train", "test"]
         assert {"accuracy", "loss", "recall_0"} <= set(held_out.refit_scores_["test"])
+
+
+def test_confusion_leaves_out_outputs_that_are_no_class():
+    classes, labels = np.array([1, 4, 7]), np.array([1, 4, 7, 7, 1])
+    predicted = np.array([1, 7, 7, 5, 0])
+    found = _confusion_matrix(predicted, labels, classes)
+    assert found == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+    assert found == confusion_matrix(labels, predicted, labels=classes).tolist()
 
 
 def test_confusion_is_that_of_the_best_epoch():

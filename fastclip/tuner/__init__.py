@@ -14,37 +14,59 @@
     ).fit(X, y)
     tuner.best_params_, tuner.best_score_, tuner.explosions_
 
-Needs `fastclip[tune]`. Nothing in fastclip's core imports this package.
+Needs `fastclip[tune]`. Nothing in fastclip's core imports this package. Names are imported when they are
+first asked for: a worker process that trains folds needs neither Optuna nor scikit-learn.
 """
 
-try:
-    import optuna as _optuna  # noqa: F401
-    import sklearn as _sklearn  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"fastclip.tuner: {error.name} is not installed; expected the extra `tune`. pip install "
-        "'fastclip[tune]'"
-    ) from error
+from __future__ import annotations
 
-from fastclip.tuner.cross_validation import cross_validate, nested_cv
-from fastclip.tuner.errors import (
-    AllTrialsExplodedError,
-    AllTrialsFailedError,
-    ConfigError,
-    MainGuardError,
-    NonfiniteDataError,
-    RefitExplodedError,
-    ResumeError,
-    WarmupExplodedError,
-)
-from fastclip.tuner.estimators import TunerClassifier, TunerRegressor
-from fastclip.tuner.study.spaces import Choice, Float, Int, Space
-from fastclip.tuner.suggest import ClipRange, suggest_clip_range
-from fastclip.tuner.training.explosion import ExplosionRule, Verdict
-from fastclip.tuner.training.initialisation import INIT_NAMES, initialise
-from fastclip.tuner.training.roulette import RouletteWheelSplit
-from fastclip.tuner.training.splits import check_cv
-from fastclip.tuner.tuner_cv import TunerCV
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+for _name in ("optuna", "sklearn"):
+    if find_spec(_name) is None:
+        raise ImportError(
+            f"fastclip.tuner: {_name} is not installed; expected the extra `tune`. pip install "
+            "'fastclip[tune]'",
+            name=_name,
+        )
+
+if TYPE_CHECKING:
+    from fastclip.tuner.cross_validation import cross_validate, nested_cv
+    from fastclip.tuner.errors import (
+        AllTrialsExplodedError,
+        AllTrialsFailedError,
+        ConfigError,
+        MainGuardError,
+        NonfiniteDataError,
+        RefitExplodedError,
+        ResumeError,
+        WarmupExplodedError,
+    )
+    from fastclip.tuner.estimators import TunerClassifier, TunerRegressor
+    from fastclip.tuner.study.spaces import Choice, Float, Int, Space
+    from fastclip.tuner.suggest import ClipRange, suggest_clip_range
+    from fastclip.tuner.training.explosion import ExplosionRule, Verdict
+    from fastclip.tuner.training.initialisation import INIT_NAMES, initialise
+    from fastclip.tuner.training.roulette import RouletteWheelSplit
+    from fastclip.tuner.training.splits import check_cv
+    from fastclip.tuner.tuner_cv import TunerCV
+
+_HOMES = {
+    "cross_validation": "cross_validate nested_cv",
+    "errors": "AllTrialsExplodedError AllTrialsFailedError ConfigError MainGuardError "
+    "NonfiniteDataError RefitExplodedError ResumeError WarmupExplodedError",
+    "estimators": "TunerClassifier TunerRegressor",
+    "study.spaces": "Choice Float Int Space",
+    "suggest": "ClipRange suggest_clip_range",
+    "training.explosion": "ExplosionRule Verdict",
+    "training.initialisation": "INIT_NAMES initialise",
+    "training.roulette": "RouletteWheelSplit",
+    "training.splits": "check_cv",
+    "tuner_cv": "TunerCV",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "INIT_NAMES",
@@ -73,3 +95,14 @@ __all__ = [
     "nested_cv",
     "suggest_clip_range",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -50,6 +50,7 @@ from fastclip.tuner.errors import ConfigError
 from fastclip.tuner.study.kinds import DATA_KINDS, NAMED_MODEL, KindData
 from fastclip.tuner.study.references import call, check_names, resolve_reference
 from fastclip.tuner.study.spaces import Choice, Float, Int
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.reading import as_data
@@ -62,23 +63,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-STUDY_KEYS = (
-    *(
-        "name",
-        "n_trials",
-        "timeout",
-        "max_epochs",
-        "patience",
-        "target",
-        "sampler",
-        "pruner",
-        "scoring",
-        "refit",
-        "refit_on",
-        "return_train_score",
-    ),
-    *("n_jobs", "executor", "devices", "threads", "hang_timeout", "storage", "stale_after", "seed"),
-)
+# What another section or the command line says, or no file can.
+ELSEWHERE = {
+    *("model_init", "space", "cv", "explosion", "loss"),
+    *("study_name", "output_dir", "resume", "study_attrs", "caller"),
+}
+STUDY_KEYS = ("name", *(field.name for field in fields(StudySpec) if field.name not in ELSEWHERE))
 RANGE_KEYS = ("low", "high", "log", "step")
 SECTIONS = ("study", "model", "data", "cv", "test", "explosion", "space")
 

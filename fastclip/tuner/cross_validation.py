@@ -9,12 +9,12 @@ import numpy as np
 import optuna
 
 from fastclip.tuner.executors.base import Executor
-from fastclip.tuner.executors.choosing import count_jobs, make_executor
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.probing import probe_context
 from fastclip.tuner.study.records import fold_score
-from fastclip.tuner.study.spaces import Space, SpaceLike
+from fastclip.tuner.study.spaces import SpaceLike
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.training.explosion import ExplosionRule, Verdict
 from fastclip.tuner.training.folds import FoldResult, FoldTask, ModelInit
 from fastclip.tuner.training.losses import LossFunction
@@ -69,30 +69,31 @@ def cross_validate(
         A fold that exploded has the worst value as its score, which the mean shows.
     """
     refuse_unguarded()
-    n_jobs = count_jobs(n_jobs)
-    view = as_data(data, y, groups, caller="cross_validate", eval_data=eval_data)
-    context = make_context(
+    spec = StudySpec(
         model_init,
-        view,
+        dict(params),
+        "cross_validate",
         cv=cv,
         scoring=scoring,
-        refit=True,
-        loss=loss,
+        return_train_score=return_train_score,
         max_epochs=max_epochs,
         patience=patience,
         target=target,
         explosion=explosion,
+        loss=loss,
         seed=seed,
         threads=threads,
         n_jobs=n_jobs,
-        caller="cross_validate",
-        return_train_score=return_train_score,
+        executor=executor,
+        devices=devices,
+        hang_timeout=hang_timeout,
     )
-    space = Space(dict(params))
+    context = make_context(spec, as_data(data, y, groups, caller="cross_validate", eval_data=eval_data))
+    space = spec.parameters
     for name, dimension in space.dimensions():
         raise ValueError(f"cross_validate: {name} = {dimension}; expected one value. TunerCV searches.")
-    probe_context(context, space, "cross_validate")
-    workers = make_executor(executor, context, n_jobs=n_jobs, devices=devices, hang_timeout=hang_timeout)
+    probe_context(context, spec)
+    workers = spec.make_executor(context)
     resolved = space.sample(optuna.trial.FixedTrial({}))
     try:
         folds = _run_all([FoldTask(0, fold, resolved) for fold in range(len(context.splits))], workers)

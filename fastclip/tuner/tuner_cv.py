@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,23 @@ import optuna
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from fastclip.tuner.executors.base import device_slots
-from fastclip.tuner.executors.choosing import check_executor, count_jobs, make_executor
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.predicting import Predictor
 from fastclip.tuner.study import advice
 from fastclip.tuner.study.opening import OpenedStudy, open_study
-from fastclip.tuner.study.preparation import make_context, settings_of
+from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.probing import probe_context
 from fastclip.tuner.study.records import collect, cv_results, explosions
-from fastclip.tuner.study.refitting import check_refit_on, median_epochs, refit_best
-from fastclip.tuner.study.samplers import check_sampler, grid_points, make_pruner
+from fastclip.tuner.study.refitting import median_epochs, refit_best
 from fastclip.tuner.study.search import Search, TrialCallback
 from fastclip.tuner.study.spaces import Space, SpaceLike
+from fastclip.tuner.study.specification import DEFAULT_STUDY_NAME, StudySpec
 from fastclip.tuner.study.storage import STALE_SECONDS, quiet_logging
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.losses import LossFunction
 from fastclip.tuner.training.reading import as_data
-
-DEFAULT_STUDY_NAME = "fastclip"
 
 
 class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
@@ -197,12 +193,13 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         Several processes that share a storage search together; one of them calls `fit`.
         """
         refuse_unguarded()
-        context = self.check(data, y, groups, eval_data=eval_data)
+        spec = self._spec()
+        context = self._check(spec, data, y, groups, eval_data)
         self._remember(context)
         self.splits_, self.scoring_ = context.splits, context.objective.scoring
-        opened = self._open(context)
+        opened = open_study(spec, context)
         self.study_, self._output = opened.study, opened.output
-        self._run(context, opened)
+        self._run(spec, context, opened)
         self.records_ = collect(self.study_, len(context.splits))
         self._set_results()
         return context
@@ -217,31 +214,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             ValueError: an argument is out of range or unknown, or does not fit the data.
             TypeError: an argument has the wrong type.
         """
-        view = self._data(data, y, groups, eval_data)
-        self._check_budget()
-        make_pruner(self.pruner)
-        check_refit_on(self.refit_on)
-        n_jobs = count_jobs(self.n_jobs)
-        check_executor(self.executor, n_jobs)
-        device_slots(self.devices, n_jobs)
-        context = make_context(
-            self.model_init,
-            view,
-            cv=self.cv,
-            scoring=self.scoring,
-            refit=self.refit,
-            loss=self.loss,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
-            target=self.target,
-            explosion=self.explosion,
-            seed=self.seed,
-            threads=self.threads,
-            n_jobs=n_jobs,
-            caller="TunerCV",
-            return_train_score=self.return_train_score,
-        )
-        return replace(context, model=probe_context(context, Space(self.space), "TunerCV"))
+        return self._check(self._spec(), data, y, groups, eval_data)
 
     def report(self, path: str | Path | None = None) -> Path:
         """Write what the study found as one HTML file that needs no network.
@@ -273,77 +246,24 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
     def _data(self, data: Any, y: Any, groups: Any, eval_data: Any) -> TuningData:
         return as_data(data, y, groups, caller="TunerCV.fit", eval_data=eval_data)
 
-    def _check_budget(self) -> None:
-        space = Space(self.space)
-        check_sampler(self.sampler)
-        if self.n_trials is not None and self.n_trials < 1:
-            raise ValueError(f"TunerCV: n_trials={self.n_trials}; expected at least 1, or None.")
-        if self.timeout is not None and self.timeout <= 0:
-            raise ValueError(f"TunerCV: timeout={self.timeout}; expected more than 0 seconds, or None.")
-        if self.sampler == "grid":
-            grid_points(space)
-        elif self.n_trials is None and self.timeout is None:
-            raise ValueError(
-                f"TunerCV: neither n_trials nor timeout with sampler={self.sampler!r}; expected one of them. "
-                "Only a grid ends by itself."
-            )
+    def _spec(self) -> StudySpec:
+        return StudySpec.of(self, "TunerCV")
 
-    def _open(self, context: FoldContext) -> OpenedStudy:
-        settings = settings_of(context, Space(self.space), self.sampler, self.pruner, self.cv, self.threads)
-        opened = open_study(
-            settings,
-            sampler=self.sampler,
-            pruner=make_pruner(self.pruner),
-            storage=self.storage,
-            study_name=self.study_name,
-            stale_after=self.stale_after,
-            output_dir=self.output_dir,
-            resume=self.resume,
-            attributes=self.study_attrs or {},
-            caller="TunerCV",
-        )
-        if opened.output is not None:
-            names = ("refit_on", "n_trials", "timeout", "n_jobs", "executor", "devices")
-            run = {name: getattr(self, name) for name in names}
-            opened.output.write_config(settings, {**run, "study_name": opened.study.study_name})
-            opened.output.write_splits(context.splits)
-        return opened
+    def _check(self, spec: StudySpec, data: Any, y: Any, groups: Any, eval_data: Any) -> FoldContext:
+        view = self._data(data, y, groups, eval_data)
+        spec.check()
+        context = make_context(spec, view)
+        return replace(context, model=probe_context(context, spec))
 
-    def _run(self, context: FoldContext, opened: OpenedStudy) -> None:
-        if not self.verbose:
-            self._search(context, opened, self.callbacks)
-            return
-        from fastclip.tuner.progress import progress
+    def _run(self, spec: StudySpec, context: FoldContext, opened: OpenedStudy) -> None:
+        with ExitStack() as stack:
+            callbacks = list(self.callbacks)
+            if self.verbose:
+                from fastclip.tuner.progress import progress
 
-        with quiet_logging(), progress(n_trials=self.n_trials) as show:
-            self._search(context, opened, [*self.callbacks, show])
-
-    def _search(self, context: FoldContext, opened: OpenedStudy, callbacks: Sequence[TrialCallback]) -> None:
-        search = Search(
-            study=opened.study,
-            space=Space(self.space),
-            sampler=self.sampler if isinstance(self.sampler, str) else None,
-            context=context,
-            n_trials=self.n_trials,
-            timeout=self.timeout,
-            has_pruner=self.pruner is not None,
-            is_shared=opened.is_shared,
-            salt=0 if opened.is_new else secrets.randbits(32) * opened.is_shared,
-            output=opened.output,
-            callbacks=callbacks,
-        )
-        executor = make_executor(
-            self.executor,
-            context,
-            n_jobs=count_jobs(self.n_jobs),
-            devices=self.devices,
-            on_epoch=search.on_epoch if search.has_pruner else None,
-            hang_timeout=self.hang_timeout,
-        )
-        try:
-            search.run(executor)
-        finally:
-            executor.close()
+                stack.enter_context(quiet_logging())
+                callbacks.append(stack.enter_context(progress(n_trials=self.n_trials)))
+            Search(opened, spec, context, callbacks).run()
 
     def _set_results(self) -> None:
         space = Space(self.space)

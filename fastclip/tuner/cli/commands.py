@@ -27,10 +27,11 @@ from fastclip.tuner.study.opening import CONFIG_ATTR, SETTINGS_ATTR
 from fastclip.tuner.study.output import STUDY, OutputDir
 from fastclip.tuner.study.records import collect
 from fastclip.tuner.study.spaces import DIMENSIONS, Space
+from fastclip.tuner.study.specification import DEFAULT_STUDY_NAME
 from fastclip.tuner.study.storage import STALE_SECONDS
 from fastclip.tuner.study.values import check_values
 from fastclip.tuner.suggest import suggest_clip_range
-from fastclip.tuner.tuner_cv import DEFAULT_STUDY_NAME, TunerCV
+from fastclip.tuner.tuner_cv import TunerCV
 
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key: lr.high=0.1."

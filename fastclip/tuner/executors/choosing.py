@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import joblib
-
 from fastclip.tuner.executors.base import EpochCallback, Executor, InlineExecutor, device_slots
 from fastclip.tuner.training.folds import FoldContext
 
@@ -53,7 +51,11 @@ def count_jobs(n_jobs: int | None) -> int:
     """Return the number of jobs: None is one, -1 every core, -2 all but one, as joblib has it."""
     if n_jobs is None:
         return 1
-    return n_jobs if n_jobs >= 0 else max(1, joblib.cpu_count() + 1 + n_jobs)
+    if n_jobs >= 0:
+        return n_jobs
+    import joblib
+
+    return max(1, int(joblib.cpu_count()) + 1 + n_jobs)
 
 
 def check_executor(name: str, n_jobs: int) -> None:

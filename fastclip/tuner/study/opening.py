@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,42 +11,44 @@ from optuna.study import StudyDirection
 
 from fastclip.tuner.errors import ResumeError
 from fastclip.tuner.study.output import CONFIG, OutputDir
+from fastclip.tuner.study.preparation import settings_of
+from fastclip.tuner.study.samplers import make_pruner
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.study.storage import open_shared_storage, open_storage, study_exists
+from fastclip.tuner.training.folds import FoldContext
 
 SETTINGS_ATTR = "fastclip:settings"
 CONFIG_ATTR = "fastclip:config"
+RUN_SETTINGS = ("refit_on", "n_trials", "timeout", "n_jobs", "executor", "devices")  # may change
 
 
 @dataclass(frozen=True)
 class OpenedStudy:
-    """A study, its directory if it has one, whether other processes may write it, and whether it is new."""
+    """A study that is ready to be searched in.
+
+    Attributes:
+        study: The Optuna study.
+        output: Its directory, or None.
+        is_shared: Other processes may write it, too.
+        salt: Number of this process among those that share it, so that they draw different trials.
+    """
 
     study: optuna.Study
-    output: OutputDir | None
-    is_shared: bool
-    is_new: bool
+    output: OutputDir | None = None
+    is_shared: bool = False
+    salt: int = 0
 
 
-def open_study(
-    settings: dict[str, Any],
-    *,
-    sampler: Any,
-    pruner: optuna.pruners.BasePruner | None,
-    storage: Any,
-    study_name: str,
-    stale_after: int,
-    output_dir: str | Path | None,
-    resume: bool,
-    attributes: Mapping[str, Any],
-    caller: str,
-) -> OpenedStudy:
-    """Open or create the study and check that it was made with these settings.
+def open_study(spec: StudySpec, context: FoldContext) -> OpenedStudy:
+    """Open or create the study, check that it was made with the same settings, and write them down.
 
     Raises:
         ResumeError: a used output_dir or study without resume, or other settings.
         ValueError: an Optuna study with several objectives or the wrong direction.
     """
-    output = None if output_dir is None else OutputDir(output_dir)
+    settings = settings_of(context, spec)
+    caller, sampler, storage, resume = spec.caller, spec.sampler, spec.storage, spec.resume
+    output = None if spec.output_dir is None else OutputDir(spec.output_dir)
     if output is not None and not resume:
         output.check_unused(caller)
     if isinstance(sampler, optuna.Study):
@@ -56,30 +57,34 @@ def open_study(
     else:
         is_shared = isinstance(storage, str)
         if is_shared:
-            storage = open_shared_storage(storage, stale_after)
+            storage = open_shared_storage(storage, spec.stale_after)
         elif storage is None and output is not None:
             output.path.mkdir(parents=True, exist_ok=True)
             storage = open_storage(output.storage_url)
-        is_new = storage is None or not study_exists(storage, study_name)
+        is_new = storage is None or not study_exists(storage, spec.study_name)
         if not is_new and not resume:
             raise ResumeError(
-                f"{caller}: the storage holds a study {study_name!r}; expected a new name. Continue it with "
-                "resume=True (--resume), or choose another study_name."
+                f"{caller}: the storage holds a study {spec.study_name!r}; expected a new name. Continue it "
+                "with resume=True (--resume), or choose another study_name."
             )
         study = optuna.create_study(
             storage=storage,
             sampler=sampler if isinstance(sampler, optuna.samplers.BaseSampler) else None,
-            pruner=optuna.pruners.NopPruner() if pruner is None else pruner,
-            study_name=study_name,
+            pruner=make_pruner(spec.pruner) or optuna.pruners.NopPruner(),
+            study_name=spec.study_name,
             direction=settings["direction"],
             load_if_exists=resume,
         )
     if is_new:
-        for name, value in {**attributes, SETTINGS_ATTR: settings}.items():
+        for name, value in {**(spec.study_attrs or {}), SETTINGS_ATTR: settings}.items():
             study.set_user_attr(name, value)
     else:
         check_settings(study.user_attrs.get(SETTINGS_ATTR), settings, caller)
-    return OpenedStudy(study, output, is_shared, is_new)
+    if output is not None:
+        run = {name: getattr(spec, name) for name in RUN_SETTINGS}
+        output.write_config(settings, {**run, "study_name": study.study_name})
+        output.write_splits(context.splits)
+    return OpenedStudy(study, output, is_shared, 0 if is_new else secrets.randbits(32) * is_shared)
 
 
 def check_settings(stored: dict[str, Any] | None, settings: dict[str, Any], caller: str) -> None:

@@ -9,36 +9,19 @@ import torch
 
 from fastclip.files import plain
 from fastclip.tuner.study.fingerprints import callable_digest
-from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
-from fastclip.tuner.training.folds import FoldContext, ModelInit
+from fastclip.tuner.training.folds import FoldContext
 from fastclip.tuner.training.loop import Objective, StopRule
-from fastclip.tuner.training.losses import LossFunction, prepare_loss, with_meaning_of
+from fastclip.tuner.training.losses import prepare_loss, with_meaning_of
 from fastclip.tuner.training.metrics import MAX_CONFUSION
 from fastclip.tuner.training.scoring import check_scoring
 from fastclip.tuner.training.splits import describe_cv, fingerprint, make_splits, missing_classes
 
 
-def make_context(
-    model_init: ModelInit,
-    data: TuningData,
-    *,
-    cv: Any,
-    scoring: Any,
-    refit: bool | str,
-    loss: LossFunction | None,
-    max_epochs: int,
-    patience: int | None,
-    target: float | None,
-    explosion: ExplosionRule | None,
-    seed: int,
-    threads: int | str | None,
-    n_jobs: int,
-    caller: str,
-    return_train_score: bool = False,
-) -> FoldContext:
+def make_context(spec: StudySpec, data: TuningData) -> FoldContext:
     """Return what all folds of a study share.
 
     Raises:
@@ -46,6 +29,7 @@ def make_context(
         ValueError: an argument is out of range, every fold is degenerate, or the data holds values that are
             not finite.
     """
+    caller, model_init, seed, n_jobs = spec.caller, spec.model_init, spec.seed, spec.jobs
     if isinstance(model_init, torch.nn.Module) or not callable(model_init):
         kind = "module" if isinstance(model_init, torch.nn.Module) else type(model_init).__name__
         raise TypeError(
@@ -59,10 +43,10 @@ def make_context(
             f"{caller}: n_jobs={n_jobs} with a DataLoader of num_workers={data.loading.num_workers}; "
             "expected one of them, because a process that trains folds can start no other."
         )
-    measured = prepare_loss(loss)
+    measured = prepare_loss(spec.loss)
     data = with_meaning_of(measured, data)
     check_values(data, caller)
-    splits = make_splits(cv, data, seed)
+    splits = make_splits(spec.cv, data, seed)
     missing = [missing_classes(data, split) for split in splits]
     if all(missing):
         raise ValueError(
@@ -71,9 +55,9 @@ def make_context(
         )
     objective = Objective(
         loss=measured,
-        scoring=check_scoring(scoring, is_classification=data.is_classification, refit=refit),
-        stop=StopRule(max_epochs, patience, target),
-        rule=ExplosionRule() if explosion is None else explosion,
+        scoring=check_scoring(spec.scoring, is_classification=data.is_classification, refit=spec.refit),
+        stop=StopRule(spec.max_epochs, spec.patience, spec.target),
+        rule=ExplosionRule() if spec.explosion is None else spec.explosion,
     )
     return FoldContext(
         model_init,
@@ -81,8 +65,8 @@ def make_context(
         splits,
         objective,
         seed,
-        resolve_threads(threads, n_jobs, caller),
-        return_train_score,
+        resolve_threads(spec.threads, n_jobs, caller),
+        spec.return_train_score,
     )
 
 
@@ -95,21 +79,19 @@ def resolve_threads(threads: int | str | None, n_jobs: int, caller: str) -> int 
     raise ValueError(f"{caller}: threads={threads!r}; expected a number of at least 1, 'divide' or None.")
 
 
-def settings_of(
-    context: FoldContext, space: Space, sampler: Any, pruner: Any, cv: Any, threads: int | str | None
-) -> dict[str, Any]:
+def settings_of(context: FoldContext, spec: StudySpec) -> dict[str, Any]:
     """Return what fixes the results of a study, as JSON would give it back.
 
     A study is resumed only with equal settings; n_trials, timeout, n_jobs and the like may change.
     """
     objective = context.objective
     settings = {
-        "space": space.describe(),
+        "space": spec.parameters.describe(),
         "model": callable_digest(context.model_init, context.model),
         "loss": callable_digest(objective.loss),
         "data": context.data.fingerprint(),
         "n_samples": len(context.data),
-        "cv": describe_cv(cv),
+        "cv": describe_cv(spec.cv),
         "splits": fingerprint(context.splits),
         "n_folds": len(context.splits),
         "seed": context.seed,
@@ -121,10 +103,14 @@ def settings_of(
         "patience": objective.stop.patience,
         "target": objective.stop.target,
         "explosion": vars(objective.rule),
-        "sampler": sampler if isinstance(sampler, str) else type(sampler).__name__,
-        "pruner": pruner if pruner is None or isinstance(pruner, str) else type(pruner).__name__,
-        "threads": threads,
+        "sampler": _name(spec.sampler),
+        "pruner": _name(spec.pruner),
+        "threads": spec.threads,
         "return_train_score": context.has_train_scores,
     }
     plain_settings: dict[str, Any] = json.loads(json.dumps(plain(settings)))
     return plain_settings
+
+
+def _name(choice: Any) -> str | None:
+    return choice if choice is None or isinstance(choice, str) else type(choice).__name__

@@ -14,6 +14,7 @@ from optuna.trial import FixedTrial
 from torch import nn
 
 from fastclip.tuner.study.spaces import Choice, Space
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.study.storage import quiet_logging
 from fastclip.tuner.training.folds import FoldContext, ModelInit
 from fastclip.tuner.training.losses import has_label_parameters
@@ -89,14 +90,14 @@ def probe(
     return description
 
 
-def probe_context(context: FoldContext, space: Space, caller: str) -> str:
+def probe_context(context: FoldContext, spec: StudySpec) -> str:
     """Do what `probe` does for the folds of a study."""
     return probe(
         context.model_init,
-        space,
+        spec.parameters,
         seed=context.seed,
         label_parameters_act=has_label_parameters(context.objective.loss, context.data),
-        caller=caller,
+        caller=spec.caller,
     )
 
 

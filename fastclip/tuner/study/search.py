@@ -15,10 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 from fastclip.files import plain
 from fastclip.tuner.errors import AllTrialsFailedError
 from fastclip.tuner.executors.base import Executor
+from fastclip.tuner.study.opening import OpenedStudy
 from fastclip.tuner.study.output import OutputDir
 from fastclip.tuner.study.records import collect, finished_trials
 from fastclip.tuner.study.samplers import grid_points, sampler_for_trial
-from fastclip.tuner.study.spaces import Space
+from fastclip.tuner.study.specification import StudySpec
 from fastclip.tuner.study.storage import Heartbeat, quiet_optuna, requeue_abandoned, stoppable
 from fastclip.tuner.study.trial_run import PARAMS_ATTR, TrialRun, fold_attr
 from fastclip.tuner.training.explosion import Verdict
@@ -36,37 +37,38 @@ class Search:
     """A search over one study, which other processes may share.
 
     Attributes:
-        study: The Optuna study; this process alone writes it unless `is_shared`.
-        space: What a trial chooses.
-        sampler: Name of a sampler; None leaves the study's own in place.
+        opened: The study; this process alone writes it unless it is shared. Then abandoned trials are taken
+            over by heartbeat, and the search ends when the study as a whole is done.
+        spec: What was asked for. With a pruner the folds of a trial run one after the other.
         context: What all folds share.
-        n_trials: Finished trials at which the study is done, earlier runs included; None is no limit.
-        timeout: Seconds after which no trial starts and those under way end; None is no limit.
-        has_pruner: Prune by the study's pruner: the folds of a trial then run one after the other.
-        is_shared: Other processes work on the study too: abandoned trials are taken over by heartbeat, and
-            the search ends when the study as a whole is done.
-        salt: Number of this process among those that share the study, so that they draw different trials.
-        output: Where tables and histories go, or None.
         callbacks: Called with the study and each finished trial; after `study.stop()` in one of them no trial
             starts, and those under way are finished.
     """
 
-    study: optuna.Study
-    space: Space
-    sampler: str | None
+    opened: OpenedStudy
+    spec: StudySpec
     context: FoldContext
-    n_trials: int | None = None
-    timeout: float | None = None
-    has_pruner: bool = False
-    is_shared: bool = False
-    salt: int = 0
-    output: OutputDir | None = None
     callbacks: Sequence[TrialCallback] = ()
     _runs: dict[int, TrialRun] = field(default_factory=dict, init=False)
     _has_trained: bool = field(default=False, init=False)
     _is_stopped: bool = field(default=False, init=False)
 
-    def run(self, executor: Executor) -> None:
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study."""
+        return self.opened.study
+
+    @property
+    def output(self) -> OutputDir | None:
+        """Where tables and histories go."""
+        return self.opened.output
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes work on the study, too."""
+        return self.opened.is_shared
+
+    def run(self) -> None:
         """Search until the study is done.
 
         Raises:
@@ -74,7 +76,14 @@ class Search:
             KeyboardInterrupt: the user stopped it; finished folds are stored and a resumed search goes on
                 after them.
         """
-        deadline = None if self.timeout is None else time.time() + self.timeout
+        executor = self.spec.make_executor(self.context, None if self.spec.pruner is None else self.on_epoch)
+        try:
+            self._run(executor)
+        finally:
+            executor.close()
+
+    def _run(self, executor: Executor) -> None:
+        deadline = None if self.spec.timeout is None else time.time() + self.spec.timeout
         heartbeat = Heartbeat(self.study._storage) if self.is_shared else None
         self._has_trained = bool(finished_trials(self.study))
         try:
@@ -105,8 +114,8 @@ class Search:
         )
 
     def _prepare(self) -> None:
-        if self.sampler == "grid" and not self.study.get_trials(deepcopy=False):
-            for point in grid_points(self.space):
+        if self.spec.sampler == "grid" and not self.study.get_trials(deepcopy=False):
+            for point in grid_points(self.spec.parameters):
                 self.study.enqueue_trial(point)
         if not self.is_shared:
             for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -126,7 +135,7 @@ class Search:
                 return
 
     def _next_task(self, run: TrialRun, deadline: float | None) -> FoldTask | None:
-        return None if self.has_pruner and run.in_flight else run.next_task(deadline)
+        return None if self.spec.pruner is not None and run.in_flight else run.next_task(deadline)
 
     def _ask(self, heartbeat: Heartbeat | None) -> bool:
         """Start a trial, unless the study has enough."""
@@ -134,9 +143,10 @@ class Search:
             requeue_abandoned(self.study)
         trials = self.study.get_trials(deepcopy=False)
         running = sum(trial.state is TrialState.RUNNING for trial in trials)
-        if self.n_trials is not None and len(finished_trials(self.study)) + running >= self.n_trials:
+        limit = self.spec.n_trials
+        if limit is not None and len(finished_trials(self.study)) + running >= limit:
             return False
-        if self.sampler == "grid" and not any(trial.state is TrialState.WAITING for trial in trials):
+        if self.spec.sampler == "grid" and not any(trial.state is TrialState.WAITING for trial in trials):
             return False
         run = self._open(len(trials), self.study.ask, heartbeat)
         if run.is_finished:  # a copy of an abandoned trial whose folds were all done
@@ -146,13 +156,14 @@ class Search:
     def _open(
         self, number: int, start: Callable[[], optuna.Trial], heartbeat: Heartbeat | None = None
     ) -> TrialRun:
-        if self.sampler is not None:
-            self.study.sampler = sampler_for_trial(self.sampler, self.context.seed, number, self.salt)
+        if isinstance(self.spec.sampler, str):
+            entropy = (self.context.seed, number, self.opened.salt)
+            self.study.sampler = sampler_for_trial(self.spec.sampler, *entropy)
         with quiet_optuna():
             trial = start()
             if heartbeat is not None:  # at once: a trial without a sign of life is never taken over
                 heartbeat.add(trial._trial_id)
-            params = self.space.sample(trial)
+            params = self.spec.parameters.sample(trial)
         trial.set_user_attr(PARAMS_ATTR, plain(params))
         run = TrialRun(trial, params, len(self.context.splits))
         self._runs[trial.number] = run

@@ -10,8 +10,6 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from sqlalchemy import make_url
-from sqlalchemy.pool import NullPool
 
 STALE_SECONDS = 60
 BEATS_IN_STALE = 5
@@ -64,13 +62,21 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 
 
 def _is_sqlite_file(url: str) -> bool:
-    return url.startswith("sqlite") and make_url(url).database not in (None, "", ":memory:")
+    if not url.startswith("sqlite"):
+        return False
+    from sqlalchemy import make_url
+
+    return make_url(url).database not in (None, "", ":memory:")
 
 
 def _engine_options(url: str) -> dict[str, Any]:
     # Optuna closes no engine: a connection that is kept for later use would be open until it is garbage, of
     # which Python warns. To open a file anew costs a tenth of a millisecond.
-    return {"poolclass": NullPool} if _is_sqlite_file(url) else {}
+    if not _is_sqlite_file(url):
+        return {}
+    from sqlalchemy.pool import NullPool
+
+    return {"poolclass": NullPool}
 
 
 def open_shared_storage(url: str, stale_after: int = STALE_SECONDS) -> optuna.storages.BaseStorage:

@@ -71,3 +71,10 @@ class HeldOutRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Return the outputs."""
         del X
         return self.outputs.numpy()
+
+
+def as_estimator(kind: str, outputs: torch.Tensor, classes: npt.NDArray[Any]) -> BaseEstimator:
+    """Return outputs as an estimator that is a "classifier", a "regressor" or knows several "labels"."""
+    if kind == "classifier":
+        return HeldOutClassifier(outputs, classes)
+    return HeldOutLabels(outputs) if kind == "labels" else HeldOutRegressor(outputs)

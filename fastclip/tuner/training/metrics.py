@@ -9,11 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import confusion_matrix
 
 from fastclip.tuner.training.data import IGNORED
-from fastclip.tuner.training.held_out import HeldOutClassifier, HeldOutLabels, HeldOutRegressor
 from fastclip.tuner.training.losses import LossFunction, default_loss
 from fastclip.tuner.training.scoring import Scoring
 from fastclip.tuner.training.shapes import class_scores, is_multi_label, matched
@@ -70,27 +67,29 @@ def measure_batches(
         raise ValueError(f"measure: every target is {ignore_index}, which does not count; expected some.")
     values = {"loss": _mean_loss(batches, counted, loss)}
     confusion = None
-    estimator: Any
     if not len(classes):
         outputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        estimator, labels = HeldOutRegressor(matched(outputs, targets, "measure")), targets.numpy()
-        values["rmse"] = float(np.sqrt(np.mean(np.square(estimator.predict() - labels))))
+        held_out, labels = matched(outputs, targets, "measure"), targets.numpy()
+        values["rmse"] = float(np.sqrt(np.mean(np.square(held_out.numpy() - labels))))
+        kind = "regressor"
     elif ignore_index is None and _has_labels(batches, classes):
         logits, targets = batches[0]
         labels = targets.numpy()
-        estimator = HeldOutLabels(matched(as_logits(logits, loss), targets, "measure"))
-        values |= _label_metrics(estimator.predict(), labels)
+        held_out = matched(as_logits(logits, loss), targets, "measure")
+        values |= _label_metrics((held_out > 0).long().numpy(), labels)
+        kind = "labels"
     else:
         rows = [class_scores(as_logits(o, loss), t, classes, last=loss is default_loss) for o, t in batches]
         flat = torch.cat([targets.reshape(-1) for _, targets in batches])
         is_counted = torch.cat([mask.reshape(-1) for mask in masks])
         labels = flat[is_counted].numpy()
-        estimator = HeldOutClassifier(torch.cat(rows)[is_counted], classes)
-        predicted = estimator.predict()
+        held_out = torch.cat(rows)[is_counted]
+        predicted = held_out.argmax(dim=-1).numpy()
         values |= _classification(predicted, labels, classes, classes.tolist() if names is None else names)
         if len(classes) <= MAX_CONFUSION:
-            confusion = confusion_matrix(labels, predicted, labels=classes).tolist()
-    return values | _scores(scoring, estimator, labels), confusion
+            confusion = _confusion_matrix(predicted, labels, classes)
+        kind = "classifier"
+    return values | _scores(scoring, kind, held_out, classes, labels), confusion
 
 
 def _has_labels(batches: Sequence[Batch], classes: npt.NDArray[Any]) -> bool:
@@ -115,15 +114,34 @@ def as_logits(outputs: torch.Tensor, loss: LossFunction) -> torch.Tensor:
     return torch.logit(outputs) if getattr(loss, "takes_probabilities", False) else outputs
 
 
-def _scores(scoring: Scoring, estimator: Any, labels: npt.NDArray[Any]) -> dict[str, float]:
-    rows = np.arange(len(labels))
+def _scores(
+    scoring: Scoring,
+    kind: str,
+    held_out: torch.Tensor,
+    classes: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+) -> dict[str, float]:
+    scorers = {name: scorer for name, scorer in scoring.scorers.items() if scorer is not None}
+    if not scorers:
+        return {}
+    # scikit-learn takes two thirds of a second to import, and our own metrics do without it.
+    from sklearn.exceptions import UndefinedMetricWarning
+
+    from fastclip.tuner.training.held_out import as_estimator
+
+    estimator, rows = as_estimator(kind, held_out, classes), np.arange(len(labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)  # a class that is never predicted scores 0
-        return {
-            name: float(scorer(estimator, rows, labels))
-            for name, scorer in scoring.scorers.items()
-            if scorer is not None
-        }
+        return {name: float(scorer(estimator, rows, labels)) for name, scorer in scorers.items()}
+
+
+def _confusion_matrix(
+    predicted: npt.NDArray[Any], labels: npt.NDArray[Any], classes: npt.NDArray[Any]
+) -> list[list[int]]:
+    """Return how often each class, a row, was taken for which; outputs that are no class are left out."""
+    is_class, count = np.isin(predicted, classes), len(classes)
+    cells = np.searchsorted(classes, labels[is_class]) * count + np.searchsorted(classes, predicted[is_class])
+    return np.bincount(cells, minlength=count * count).reshape(count, count).tolist()
 
 
 def _classification(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from sklearn.metrics import get_scorer, get_scorer_names
 
 Scorer: TypeAlias = Callable[[Any, Any, Any], float]
 
@@ -95,6 +94,8 @@ def _as_scorer(value: Any, own: tuple[str, ...]) -> Scorer | None:
         return value  # type: ignore[no-any-return]
     if value in own:
         return None
+    from sklearn.metrics import get_scorer, get_scorer_names  # slow to import, and no worker needs it
+
     if value not in get_scorer_names():
         raise ValueError(
             f"check_scoring: scoring={value!r} is unknown; expected {', '.join(own)}, a callable, or a name "

@@ -9,13 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.model_selection import (
-    BaseCrossValidator,
-    KFold,
-    ShuffleSplit,
-    StratifiedKFold,
-    StratifiedShuffleSplit,
-)
 
 from fastclip.tuner.training.data import TuningData
 
@@ -36,6 +29,8 @@ def check_cv(cv: Any, *, is_classification: bool, seed: int) -> Any:
         ValueError: a number that is neither.
         TypeError: anything else.
     """
+    from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
+
     if isinstance(cv, bool):
         raise TypeError(f"check_cv: cv={cv}; expected folds, a test share, a splitter or index pairs.")
     if isinstance(cv, (int, np.integer)):
@@ -108,6 +103,8 @@ def missing_classes(data: TuningData, split: Split) -> list[Any]:
 
 def describe_cv(cv: Any) -> str:
     """Return a splitter as text for the records of a study."""
+    from sklearn.model_selection import BaseCrossValidator
+
     return repr(cv) if isinstance(cv, (int, float, BaseCrossValidator)) else type(cv).__name__
 
 
