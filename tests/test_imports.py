@@ -55,7 +55,7 @@ TUNER_LAYERS = (
     ("cross_validation", "suggest", "estimators"),
     ("tuner_cv",),
     ("predicting",),
-    ("report", "progress"),
+    ("report", "progress", "loggers"),
     ("study",),
     ("executors", "data"),
     ("training",),

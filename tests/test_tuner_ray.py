@@ -59,6 +59,18 @@ class TestSearch:
         ).fit(cases.blobs())  # fmt: skip
         assert [record.status for record in search.records_][2] is Verdict.PRUNED
 
+    def test_epochs_come_to_this_process_and_what_a_callback_raises_ends_the_search(self, cluster):
+        seen = []
+
+        def note(trial, fold, record):
+            seen.append((trial.number, fold, record["epoch"]))
+            if trial.number == 1:
+                raise LookupError("seen enough")
+
+        with pytest.raises(LookupError, match="seen enough"):
+            tuner(cases.mlp, SPACE, executor="ray", epoch_callbacks=[note]).fit(cases.blobs())
+        assert seen == [(0, 0, 0.0), (0, 0, 1.0), (0, 1, 0.0), (0, 1, 1.0), (1, 0, 0.0)]
+
     def test_worker_that_cannot_start_ends_the_search_with_its_reason(self, cluster, tmp_path, monkeypatch):
         (tmp_path / "only_here.py").write_text("from tuner_cases import mlp as f\ndef make(p): return f(p)\n")
         monkeypatch.syspath_prepend(tmp_path)

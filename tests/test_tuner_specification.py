@@ -12,7 +12,7 @@ from fastclip.tuner import TunerCV, cross_validate
 from fastclip.tuner.config import STUDY_KEYS
 from fastclip.tuner.study.specification import StudySpec
 
-OF_THE_CALL = {"callbacks", "verbose"}
+OF_THE_CALL = {"callbacks", "epoch_callbacks", "verbose"}
 DEFAULTS = {field.name: field.default for field in fields(StudySpec)}
 
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastclip.tuner.executors.guarding import refuse_unguarded
 from fastclip.tuner.predicting import Predictor
 from fastclip.tuner.study import advice
+from fastclip.tuner.study.epochs import FoldEpochCallback
 from fastclip.tuner.study.opening import OpenedStudy, open_study
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.probing import probe_context
@@ -77,6 +78,10 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         resume: Go on with the study in output_dir or storage.
         seed: Seed of everything.
         callbacks: Called with the study and each finished trial; `study.stop()` ends the search.
+        epoch_callbacks: Called in this process with the Optuna trial, the number of the fold and the record
+            of each epoch (`epoch`, `train_loss`, `lr`, `grad_norm_median`, `grad_norm_max`, `clip_fraction`,
+            every held-out measure), wherever the fold is trained. They return nothing: what one raises ends
+            the search, which can be resumed. The epochs of a fold whose worker was lost come again.
         verbose: Show a bar with the trials, the best score and the time left, or a line per trial where there
             is no terminal; needs the extra `cli`.
         return_train_score: Measure the model of each fold on its training part, too.
@@ -128,6 +133,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         resume: bool = False,
         seed: int = 0,
         callbacks: Sequence[TrialCallback] = (),
+        epoch_callbacks: Sequence[FoldEpochCallback] = (),
         study_attrs: Mapping[str, Any] | None = None,
         return_train_score: bool = False,
         verbose: bool | int = False,
@@ -159,6 +165,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         self.resume = resume
         self.seed = seed
         self.callbacks = callbacks
+        self.epoch_callbacks = epoch_callbacks
         self.study_attrs = study_attrs
         self.return_train_score = return_train_score
         self.verbose = verbose
@@ -263,7 +270,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
 
                 stack.enter_context(quiet_logging())
                 callbacks.append(stack.enter_context(progress(n_trials=self.n_trials)))
-            Search(opened, spec, context, callbacks).run()
+            Search(opened, spec, context, callbacks, self.epoch_callbacks).run()
 
     def _set_results(self) -> None:
         space = Space(self.space)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -34,8 +35,8 @@ class Executor(Protocol):
         """Return the folds that finished, waiting at most `timeout` seconds for the first.
 
         Calls `on_epoch(task, record)` for each epoch, in the caller's thread, and ends the fold as pruned
-        when it returns True. A worker that died or hangs costs its fold: it is tried once more and then
-        given back as `Verdict.KILLED`.
+        when it returns True; what it raises ends the poll as it is. A worker that died or hangs costs its
+        fold: it is tried once more and then given back as `Verdict.KILLED`.
         """
 
     def close(self) -> None:
@@ -60,13 +61,31 @@ class InlineExecutor:
     def poll(self, timeout: float) -> list[FoldResult]:
         """Train the next fold to its end."""
         del timeout
-        task, on_epoch = self._queue.popleft(), self._on_epoch
-        report = None if on_epoch is None else lambda record: on_epoch(task, record)
-        return [run_fold(self._context, task, self._device, on_epoch=report)]
+        task = self._queue.popleft()
+        report = None if self._on_epoch is None else partial(self._report, self._on_epoch, task)
+        try:
+            return [run_fold(self._context, task, self._device, on_epoch=report)]
+        except _CallbackError as failure:
+            raise failure.error from None
 
     def close(self) -> None:
         """Forget what has not started."""
         self._queue.clear()
+
+    @staticmethod
+    def _report(on_epoch: EpochCallback, task: FoldTask, record: EpochRecord) -> bool:
+        try:
+            return on_epoch(task, record)
+        except Exception as error:
+            raise _CallbackError(error) from error
+
+
+class _CallbackError(BaseException):
+    """Carries what a callback raised out of a fold, which would take an Exception for its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:

@@ -18,6 +18,7 @@ def make_executor(
     n_jobs: int,
     devices: Sequence[Any] | None,
     on_epoch: EpochCallback | None = None,
+    may_prune: bool = True,
     hang_timeout: float = 600.0,
 ) -> Executor:
     """Build an executor.
@@ -29,6 +30,7 @@ def make_executor(
         devices: One device per slot, used in turn when there are fewer; None takes every CUDA device, or
             the CPU. On Ray see `ray_workers.RayExecutor`.
         on_epoch: See `Executor.poll`.
+        may_prune: Whether on_epoch may return True, for which a worker waits after each epoch.
         hang_timeout: Seconds without a training step after which a worker counts as hung.
 
     Raises:
@@ -38,13 +40,13 @@ def make_executor(
     if name == "ray":
         from fastclip.tuner.executors.ray_workers import RayExecutor
 
-        return RayExecutor(context, n_jobs, devices, on_epoch, hang_timeout=hang_timeout)
+        return RayExecutor(context, n_jobs, devices, on_epoch, may_prune=may_prune, hang_timeout=hang_timeout)
     slots = device_slots(devices, n_jobs)
     if name == "inline" or (name == "auto" and n_jobs == 1):
         return InlineExecutor(context, slots[0], on_epoch)
     from fastclip.tuner.executors.processes import ProcessExecutor
 
-    return ProcessExecutor(context, slots, on_epoch, hang_timeout=hang_timeout)
+    return ProcessExecutor(context, slots, on_epoch, may_prune=may_prune, hang_timeout=hang_timeout)
 
 
 def count_jobs(n_jobs: int | None) -> int:

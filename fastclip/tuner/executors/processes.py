@@ -50,7 +50,8 @@ class ProcessExecutor:
     Args:
         context: What all folds share; each worker reads it from a temporary file, so it must be picklable.
         devices: One device per worker.
-        on_epoch: See `executors.Executor.poll`; a worker waits for the answer after each epoch.
+        on_epoch: See `executors.Executor.poll`.
+        may_prune: Whether a worker waits for the answer of on_epoch after each epoch.
         hang_timeout: Seconds without a training step after which a worker is replaced.
 
     Raises:
@@ -63,9 +64,11 @@ class ProcessExecutor:
         devices: list[torch.device],
         on_epoch: EpochCallback | None = None,
         *,
+        may_prune: bool = True,
         hang_timeout: float = 600.0,
     ) -> None:
         self.slots = len(devices)
+        self._may_prune = may_prune
         payload = _pickle(context)
         # A file, because a worker reads a pipe only after importing torch and would keep the parent waiting.
         self._folder = tempfile.TemporaryDirectory(prefix="fastclip-")
@@ -114,7 +117,10 @@ class ProcessExecutor:
         ours, theirs = spawn.Pipe()
         process = spawn.Process(
             target=_work,
-            args=(theirs, self._context_path, str(device), self._on_epoch is not None, os.getpid()),
+            args=(
+                *(theirs, self._context_path, str(device)),
+                *(self._on_epoch is not None, self._may_prune, os.getpid()),
+            ),
             daemon=True,
             name=WORKER_NAME,
         )
@@ -135,11 +141,15 @@ class ProcessExecutor:
             raise RuntimeError("fastclip bug: an idle worker sent a message.")
         try:
             kind, body = worker.connection.recv()
-            worker.last_sign, worker.is_ready = time.monotonic(), True
-            if kind == "epoch":
-                worker.connection.send(self._on_epoch is not None and self._on_epoch(task, body))
         except (EOFError, OSError):
             return self._lose(index, "the worker process ended")
+        worker.last_sign, worker.is_ready = time.monotonic(), True
+        if kind == "epoch" and self._on_epoch is not None:
+            is_pruned = self._on_epoch(task, body)
+            worker.last_sign = time.monotonic()  # the callback's time is not the worker's
+            if self._may_prune:
+                with suppress(OSError):  # read as ended in the next poll
+                    worker.connection.send(is_pruned)
         if kind != "result":
             return []
         worker.task = None
@@ -191,7 +201,12 @@ def _stop(worker: _Worker) -> None:
 
 
 def _work(
-    connection: Connection, context_path: Path, device: str, has_epoch_callback: bool, parent: int
+    connection: Connection,
+    context_path: Path,
+    device: str,
+    has_epoch_callback: bool,
+    may_prune: bool,
+    parent: int,
 ) -> None:
     """Train folds until the parent is gone: the body of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
@@ -204,17 +219,17 @@ def _work(
         while True:
             task: FoldTask = connection.recv()
             beat = _Beat(connection, parent)
-            report = _reporter(connection) if has_epoch_callback else None
+            report = _reporter(connection, may_prune) if has_epoch_callback else None
             result = run_fold(context, task, torch.device(device), on_epoch=report, on_step=beat)
             connection.send(("result", result))
     except (EOFError, OSError):  # the parent is gone, and its end of the pipe or the file with it
         sys.exit(0)
 
 
-def _reporter(connection: Connection) -> Callable[[Any], bool]:
+def _reporter(connection: Connection, may_prune: bool) -> Callable[[Any], bool]:
     def report(record: Any) -> bool:
         connection.send(("epoch", record))
-        return bool(connection.recv())
+        return may_prune and bool(connection.recv())
 
     return report
 

@@ -58,7 +58,8 @@ class RayExecutor:
         n_jobs: Number of actors, each with one CPU, or one GPU beside it.
         devices: One device per actor, as the actor sees it; "cuda" asks the cluster for a GPU. None takes
             GPUs when the cluster has one per actor, and CPUs otherwise.
-        on_epoch: See `executors.Executor.poll`; a worker waits for the answer after each epoch.
+        on_epoch: See `executors.Executor.poll`.
+        may_prune: Whether a worker waits for the answer of on_epoch after each epoch.
         hang_timeout: Seconds without a training step after which an actor is replaced.
     """
 
@@ -69,9 +70,11 @@ class RayExecutor:
         devices: Sequence[Any] | None = None,
         on_epoch: EpochCallback | None = None,
         *,
+        may_prune: bool = True,
         hang_timeout: float = 600.0,
     ) -> None:
         self.slots = n_jobs
+        self._may_prune = may_prune
         self._on_epoch = on_epoch
         self._hang_timeout = hang_timeout
         self._has_started_ray = not ray.is_initialized()
@@ -123,7 +126,7 @@ class RayExecutor:
 
     def _start(self, device: torch.device) -> _Worker:
         actor = _FoldActor.options(num_gpus=1 if device.type == "cuda" else 0).remote(
-            self._context, str(device), self._on_epoch is not None
+            self._context, str(device), self._on_epoch is not None, self._may_prune
         )
         return _Worker(actor, device, actor.next_message.remote())
 
@@ -151,8 +154,11 @@ class RayExecutor:
         if kind == "result":
             worker.task = None
             return body  # type: ignore[no-any-return]
-        if kind == "epoch":
-            worker.actor.answer.remote(self._on_epoch is not None and self._on_epoch(worker.task, body))
+        if kind == "epoch" and self._on_epoch is not None:
+            is_pruned = self._on_epoch(worker.task, body)
+            worker.last_sign = time.monotonic()  # the callback's time is not the worker's
+            if self._may_prune:
+                worker.actor.answer.remote(is_pruned)
         worker.message = worker.actor.next_message.remote()
         return None
 
@@ -207,9 +213,9 @@ class _FoldTrainer:
     The executor calls `train`, `next_message` and `answer` at the same time, each in a thread of its own.
     """
 
-    def __init__(self, context: FoldContext, device: str, has_epoch_callback: bool) -> None:
+    def __init__(self, context: FoldContext, device: str, has_epoch_callback: bool, may_prune: bool) -> None:
         self._context, self._device = context, torch.device(device)
-        self._has_epoch_callback = has_epoch_callback
+        self._has_epoch_callback, self._may_prune = has_epoch_callback, may_prune
         self._messages: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._messages.put(("ready", None))
@@ -229,7 +235,7 @@ class _FoldTrainer:
 
     def _report(self, record: Any) -> bool:
         self._messages.put(("epoch", record))
-        return self._answers.get()
+        return self._may_prune and self._answers.get()
 
     def _beat(self) -> None:
         now = time.monotonic()

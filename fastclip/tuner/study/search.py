@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fastclip.files import plain
 from fastclip.tuner.errors import AllTrialsFailedError
 from fastclip.tuner.executors.base import Executor
+from fastclip.tuner.study.epochs import Epochs, FoldEpochCallback
 from fastclip.tuner.study.opening import OpenedStudy
 from fastclip.tuner.study.output import OutputDir
 from fastclip.tuner.study.records import collect, finished_trials
@@ -43,15 +44,27 @@ class Search:
         context: What all folds share.
         callbacks: Called with the study and each finished trial; after `study.stop()` in one of them no trial
             starts, and those under way are finished.
+        epoch_callbacks: Called with the trial, the fold and the record of each epoch, see `Epochs`.
     """
 
     opened: OpenedStudy
     spec: StudySpec
     context: FoldContext
     callbacks: Sequence[TrialCallback] = ()
+    epoch_callbacks: Sequence[FoldEpochCallback] = ()
     _runs: dict[int, TrialRun] = field(default_factory=dict, init=False)
     _has_trained: bool = field(default=False, init=False)
     _is_stopped: bool = field(default=False, init=False)
+    _epochs: Epochs = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what takes the epochs."""
+        self._epochs = Epochs(
+            self.context.objective.scoring,
+            self.context.objective.stop.max_epochs,
+            prunes=self.spec.prunes,
+            callbacks=self.epoch_callbacks,
+        )
 
     @property
     def study(self) -> optuna.Study:
@@ -76,7 +89,7 @@ class Search:
             KeyboardInterrupt: the user stopped it; finished folds are stored and a resumed search goes on
                 after them.
         """
-        executor = self.spec.make_executor(self.context, None if self.spec.pruner is None else self.on_epoch)
+        executor = self.spec.make_executor(self.context, self.on_epoch)
         try:
             self._run(executor)
         finally:
@@ -107,11 +120,8 @@ class Search:
                 return
 
     def on_epoch(self, task: FoldTask, record: EpochRecord) -> bool:
-        """Report an epoch of a fold; return whether to prune it."""
-        objective = self.context.objective
-        return self._runs[task.trial].report_epoch(
-            task.fold, record, objective.scoring, objective.stop.max_epochs
-        )
+        """Take an epoch of a fold; return whether to prune it."""
+        return self._epochs.take(self._runs[task.trial], task.fold, record)
 
     def _prepare(self) -> None:
         if self.spec.sampler == "grid" and not self.study.get_trials(deepcopy=False):
@@ -135,7 +145,7 @@ class Search:
                 return
 
     def _next_task(self, run: TrialRun, deadline: float | None) -> FoldTask | None:
-        return None if self.spec.pruner is not None and run.in_flight else run.next_task(deadline)
+        return None if self.spec.prunes and run.in_flight else run.next_task(deadline)
 
     def _ask(self, heartbeat: Heartbeat | None) -> bool:
         """Start a trial, unless the study has enough."""
@@ -172,6 +182,7 @@ class Search:
     def _take(self, result: FoldResult, heartbeat: Heartbeat | None) -> None:
         run = self._runs[result.trial]
         run.take(result)
+        self._epochs.end_fold(run)
         if result.status in (Verdict.ERROR, Verdict.KILLED) and not self._has_trained:
             raise AllTrialsFailedError(
                 f"TunerCV: the first fold to end (trial {result.trial}, fold {result.fold}, parameters "

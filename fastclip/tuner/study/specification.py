@@ -83,6 +83,11 @@ class StudySpec:
         """The space, read."""
         return Space(self.space)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether a pruner is asked after each epoch."""
+        return self.pruner is not None
+
     def check(self) -> None:
         """Check what needs no data: budget, sampler, pruner, executor, devices.
 
@@ -116,5 +121,6 @@ class StudySpec:
             n_jobs=self.jobs,
             devices=self.devices,
             on_epoch=on_epoch,
+            may_prune=self.prunes,
             hang_timeout=self.hang_timeout,
         )

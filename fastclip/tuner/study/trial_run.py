@@ -12,7 +12,6 @@ from optuna.trial import TrialState
 from fastclip.tuner.training.explosion import TOLD_AS_WORST, WITH_SCORE, Verdict
 from fastclip.tuner.training.folds import FoldResult, FoldTask
 from fastclip.tuner.training.scoring import Scoring
-from fastclip.tuner.training.stepping import EpochRecord
 
 CONSTRAINT = "explosion"
 FEASIBLE = -1.0
@@ -43,6 +42,7 @@ class TrialRun:
         results: Fold -> how it ended.
         in_flight: Folds that are being trained.
         is_lost: Another process has taken the trial over, so nothing more is stored.
+        reported: Steps at which the study has an intermediate value.
     """
 
     def __init__(self, trial: optuna.Trial, params: dict[str, Any], n_folds: int) -> None:
@@ -55,6 +55,7 @@ class TrialRun:
         }
         self.in_flight: set[int] = set()
         self.is_lost = False
+        self.reported: set[int] = set(trial._cached_frozen_trial.intermediate_values)
 
     def next_task(self, deadline: float | None = None) -> FoldTask | None:
         """Return the next fold to train until the deadline, and count it as in flight; None without one."""
@@ -110,18 +111,6 @@ class TrialRun:
         else:
             state = TrialState.PRUNED if status is Verdict.PRUNED else TrialState.FAIL
             trial.study.tell(trial, state=state)
-
-    def report_epoch(self, fold: int, record: EpochRecord, scoring: Scoring, max_epochs: int) -> bool:
-        """Report the mean over the finished folds and this epoch; return whether to prune.
-
-        The step is fold * max_epochs + epoch, so trials are compared at the same point of the same fold.
-        """
-        scores = [r.score for r in self.results.values() if r.score is not None] + [record[scoring.primary]]
-        mean = float(np.mean(scores))
-        if not np.isfinite(mean):
-            return False
-        self.trial.report(mean, fold * max_epochs + int(record["epoch"]))
-        return self.trial.should_prune()
 
 
 def decisive(results: Any) -> FoldResult | None:
