@@ -84,6 +84,15 @@ class TestValidate:
             ('momentum="high"', "momentum='high'; expected a number of at least 0"),
             ("batch_size=0", "batch_size=0; expected a whole number of at least 1"),
             ('init.choices=["default", "kaimin"]', "kaimin"),
+            ('amp.choices=["none", "half"]', "amp='half'; expected None or one of bfloat16, float16"),
+            ("accumulate=0", "accumulate=0; expected a whole number of at least 1"),
+            ('param_groups="tuner_cases:mlp"', "cannot be trained: mlp() takes 1 positional argument"),
+            ('param_groups="tuner_cases:no_such"', "[space] param_groups = 'tuner_cases:no_such' cannot"),
+            ('amp.choices=["none", "bfloat16", "float16"]', None),
+            ("accumulate.choices=[1, 4]", None),
+            ("no_decay.choices=[true, false]", None),
+            ('param_groups="tuner_cases:one_group"', None),
+            ("study.search_clipped=true", None),
             ('optimizer.choices=["sgd", "adam"]', None),
             ('strategy.choices=["none", "MedianMAD"]', None),
         ],
@@ -197,6 +206,8 @@ def test_init_writes_a_study_that_is_valid_and_overwrites_none(tmp_path, monkeyp
     demo = read_config(tmp_path / "demo.toml")
     assert demo["model"] == {"name": "four-conv"}
     assert demo["data"] == {"kind": "imagefolder", "path": "photos", "size": 64, "skip_unreadable": True}
+    assert full["study"]["search_clipped"] is True
+    assert {"accumulate", "amp", "no_decay", "param_groups"} <= set(full["space"])
     assert full["space"]["batch_size"] == {"choices": [32, 64, 128]}
     assert "study.toml exists; expected the name of a new file" in invoke("init").output
     assert (tmp_path / "study.toml").read_text() == text

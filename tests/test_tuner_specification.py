@@ -46,4 +46,4 @@ def test_it_is_what_the_estimator_was_given_and_frozen():
 def test_a_study_file_may_set_what_has_no_section_of_its_own():
     assert {"name", "n_trials", "max_epochs", "sampler", "devices", "seed"} <= set(STUDY_KEYS)
     assert not {"cv", "space", "explosion", "model_init", "output_dir", "resume", "caller"} & set(STUDY_KEYS)
-    assert len(STUDY_KEYS) == 20
+    assert len(STUDY_KEYS) == 21

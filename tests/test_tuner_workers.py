@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch
 import tuner_cases as cases
 from executor_cases import ExecutorContract, context
 
@@ -99,11 +100,35 @@ def test_local_function_cannot_be_sent_and_the_message_says_so():
 def test_slots_take_devices_in_turn():
     assert [str(device) for device in device_slots(["cpu", "meta"], 3)] == ["cpu", "meta", "cpu"]
     assert [str(device) for device in device_slots("cpu", 2)] == ["cpu", "cpu"]
+    assert device_slots(torch.device("cpu"), 2) == [torch.device("cpu")] * 2
+
+
+def test_cuda_stands_for_every_visible_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = [
+        [str(slot) for slot in device_slots(devices, 3)] for devices in ("cuda", [torch.device("cuda")], None)
+    ]
+    assert found == [["cuda:0", "cuda:1", "cuda:0"]] * 3
+    mixed = device_slots(["cpu", "cuda", torch.device("cuda", 1)], 5)
+    assert [str(slot) for slot in mixed] == ["cpu", "cuda:0", "cuda:1", "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_absent_device_is_named_with_those_that_are_there(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    wanted = "cuda" if count == 0 else "cuda:2"
+    present = "cpu" if count == 0 else "cpu, cuda:0, cuda:1"
+    with pytest.raises(
+        ValueError, match=rf"devices has '{wanted}', which is not there; expected one of {present}\."
+    ):
+        device_slots(["cpu", wanted], 2)
+    with pytest.raises(ValueError, match="devices has 'gpu'; expected the name of a device"):
+        device_slots(["gpu"], 1)
+    with pytest.raises(ValueError, match=r"devices has 1\.5; expected the name of a device"):
+        device_slots([1.5], 1)
 
 
 def test_threads_may_be_divided():
-    import torch
-
     assert resolve_threads("divide", 2, "test") == max(1, torch.get_num_threads() // 2)
     assert resolve_threads("divide", 1000, "test") == 1
     assert resolve_threads(None, 2, "test") is None

@@ -47,6 +47,11 @@ def linear_regressor(params: dict[str, Any]) -> nn.Module:
     return nn.Linear(4, 1)
 
 
+def one_group(model: nn.Module, params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parameter groups: all in one."""
+    return [{"params": list(model.parameters())}]
+
+
 SPACE = {"lr": Float(0.01, 1.0, log=True), "max_norm": Float(0.1, 10.0, log=True), "momentum": 0.5}
 
 

@@ -30,6 +30,7 @@
     lr = { low = 1e-3, high = 1.0, log = true }  # whole bounds make an integer dimension
     max_norm = { choices = ["none", 0.25, 1.0] }
     momentum = 0.9
+    param_groups = "my_package.models:groups"    # function of model and parameters -> groups
 
 Splitters are `RouletteWheelSplit` and the classes of sklearn.model_selection. References are `module:name`;
 the directory of the file and the working directory are searched too.
@@ -231,6 +232,8 @@ def _override(config: dict[str, Any], override: str) -> None:
 
 def _entry(name: str, value: Any) -> Any:
     """Return a dimension or a fixed value of the space."""
+    if name == "param_groups":
+        return resolve_reference("[space] param_groups", value)
     if not isinstance(value, Mapping):
         return _none(value)
     if "choices" in value:

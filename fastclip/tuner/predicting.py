@@ -50,11 +50,13 @@ class Predictor:
 
     Attributes:
         best_estimator_: The module, in evaluation mode.
+        best_params_: What it was trained with; it is called in the precision of `amp`.
         classes_: What the classes are called; there for classes alone.
         n_features_in_: Size of the second dimension of X, where there was one.
     """
 
     best_estimator_: nn.Module
+    best_params_: dict[str, Any]
     classes_: npt.NDArray[Any]
     n_features_in_: int
     devices: Any
@@ -62,7 +64,7 @@ class Predictor:
     def outputs(self, X: Any) -> torch.Tensor:  # noqa: N803
         """Return what `best_estimator_` puts out for a Dataset, (X, y) or the inputs X alone."""
         model, view = self._fitted_model(), self._new_data(X)
-        return predict(model, view, np.arange(len(view)), self._device())
+        return predict(model, view, np.arange(len(view)), self._device(), self.best_params_.get("amp"))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """Return a class, by the name that it was given with, or a number for each target."""
@@ -114,7 +116,8 @@ class Predictor:
         model = self._fitted_model()
         view = self._new_pairs(data, y).renamed(self._seen.label_names, "TunerCV.score")
         view = with_meaning_of(self._objective.loss, view)
-        return evaluate(model, view, np.arange(len(view)), self._objective, self._device())[0]
+        rows, amp = np.arange(len(view)), self.best_params_.get("amp")
+        return evaluate(model, view, rows, self._objective, self._device(), amp)[0]
 
     def _remember(self, context: FoldContext) -> None:
         """Keep what predictions need of a search, and not its data."""

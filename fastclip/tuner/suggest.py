@@ -14,6 +14,7 @@ from fastclip.tuner.errors import WarmupExplodedError
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.study.probing import probe
 from fastclip.tuner.study.spaces import Float, Space
+from fastclip.tuner.training.batching import steps
 from fastclip.tuner.training.checking import check_values
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
@@ -30,7 +31,7 @@ from fastclip.tuner.training.optimisers import DEFAULT_LR
 from fastclip.tuner.training.parameters import KNOWN
 from fastclip.tuner.training.reading import as_data
 from fastclip.tuner.training.seeding import derive_seed, seeded
-from fastclip.tuner.training.stepping import Stepper, batch_size_of, mini_batches
+from fastclip.tuner.training.stepping import Stepper
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LOW_SHARE_OF_MEDIAN = 0.1
@@ -155,21 +156,20 @@ class _WarmUp:
 
     def run(self, params: dict[str, Any]) -> Stepper:
         rows = np.arange(len(self.data))
-        batch_size = batch_size_of(params, self.data)
         order = np.random.default_rng(self.seed)
         with seeded(self.seed, self.device):
             model = build_model(self.model_init, self.data, params, rows, self.device)
-            reference = untrained_loss(model, self.data, rows, self.loss, self.device)[0]
+            reference = untrained_loss(model, self.data, rows, self.loss, self.device, params.get("amp"))[0]
             known = None if math.isnan(reference) else reference
             loss = training_loss(self.loss, params, self.data, rows)
-            stepper = Stepper(model.train(), params, loss, self.rule, self.steps, known)
+            stepper = Stepper(model.train(), params, loss, self.rule, self.steps, known, device=self.device)
             taken = 0
             while taken < self.steps and stepper.run.explosion is None:
-                parts = list(mini_batches(order.permutation(rows), batch_size))[: self.steps - taken]
-                for inputs, targets in self.data.batches(parts, self.device):
+                left = self.steps - taken
+                for parts in steps(self.data, order.permutation(rows), params, self.device, left):
+                    taken += 1
                     if stepper.run.explosion is None:
-                        stepper.step(inputs, targets)
-                taken += len(parts)
+                        stepper.step(parts)
             stepper.flush()
         return stepper
 

@@ -44,8 +44,10 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         space: Mapping of names to `Float`, `Int`, `Choice` or fixed values, or a function of an Optuna trial
             that returns the parameters. Lists are choices, and dimensions of Optuna and scipy are taken as
             they are. The training loop reads `lr`, `max_norm` (None: no clipping), `norm_type`, `optimizer`
-            and every argument of it, `l1`, `l2`, `dropout`, `init`, `init_gain`, `batch_size`, `scheduler`,
-            and with the default loss of classes `label_smoothing` and `class_weight`; `lr_x_max_norm` stands
+            and every argument of it, `no_decay` (no weight decay of biases and norms), `param_groups` (a
+            function of model and parameters), `l1`, `l2`, `dropout`, `init`, `init_gain`, `batch_size`,
+            `accumulate` (mini-batches per step), `amp` (None, "bfloat16" or "float16"), `scheduler`, and
+            with the default loss of classes `label_smoothing` and `class_weight`; `lr_x_max_norm` stands
             for lr * max_norm, and `strategy`, a name in `fastclip.strategies` with settings `strategy__k`
             and such, in the place of max_norm. A parameter that neither it nor model_init reads is an error.
         sampler: "grid", "random", "tpe", "gp", an Optuna sampler, or an Optuna study to search in.
@@ -62,6 +64,8 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         explosion: When training counts as exploded; see `ExplosionRule`.
         loss: Function of (outputs, targets); cross-entropy, of class scores or of one logit, or mean squared
             error by default.
+        search_clipped: Train with `fastclip.ClippedOptimizer`, which clips in its step, instead of clipping
+            before it: the trials are those of a training loop that uses it, to rounding.
         pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
         n_jobs: Folds trained at the same time, in spawned processes when above 1; -1 takes every core.
         executor: "auto", "inline", "processes" or "ray"; see `make_executor`.
@@ -120,6 +124,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         target: float | None = None,
         explosion: ExplosionRule | None = None,
         loss: LossFunction | None = None,
+        search_clipped: bool = False,
         pruner: Any = None,
         n_jobs: int = 1,
         executor: str = "auto",
@@ -152,6 +157,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         self.target = target
         self.explosion = explosion
         self.loss = loss
+        self.search_clipped = search_clipped
         self.pruner = pruner
         self.n_jobs = n_jobs
         self.executor = executor

@@ -15,6 +15,7 @@ max_epochs = 10
 # scoring = "f1_macro"        # default: accuracy for classes, R2 for numbers
 # n_jobs = 4                  # folds trained at the same time
 # devices = ["cuda:0"]        # default: every GPU, or the CPU
+# search_clipped = true       # train with fastclip.ClippedOptimizer
 seed = 0                      # the same seed gives the same trials
 
 [model]
@@ -49,7 +50,11 @@ max_norm = { low = 0.3, high = 15.0, log = true }    # see `fastclip tune sugges
 optimizer = "sgd"             # any of torch.optim
 momentum = 0.9
 # batch_size = { choices = [32, 64, 128] }
+# accumulate = 4              # mini-batches whose gradients make one step
+# amp = "bfloat16"            # or "float16": precision of autocast
 # weight_decay = { low = 1e-6, high = 1e-2, log = true }
+# no_decay = true             # of biases and norms
+# param_groups = "my_task:groups"    # def groups(model, params) -> list of groups
 # scheduler = { choices = ["none", "cosine", "one_cycle"] }
 """
 

@@ -91,6 +91,11 @@ class _CallbackError(BaseException):
 def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.device]:
     """Return the device of each of n_jobs slots.
 
+    Args:
+        devices: Names of devices or torch.device objects, taken in turn; "cuda" without a number stands for
+            every visible one. None is every CUDA device, or the CPU.
+        n_jobs: Number of slots.
+
     Raises:
         ValueError: no device is given, or one is not there; the message names it.
     """
@@ -100,11 +105,11 @@ def device_slots(devices: Sequence[Any] | None, n_jobs: int) -> list[torch.devic
         devices = [devices]
     if not devices:
         raise ValueError("device_slots: devices is empty; expected at least one, or None.")
-    found = [_find_device(device) for device in devices]
+    found = [found for device in devices for found in _find_devices(device)]
     return [found[i % len(found)] for i in range(n_jobs)]
 
 
-def _find_device(wanted: Any) -> torch.device:
+def _find_devices(wanted: Any) -> list[torch.device]:
     try:
         device = torch.device(wanted)
     except (RuntimeError, TypeError) as error:
@@ -112,9 +117,11 @@ def _find_device(wanted: Any) -> torch.device:
             f"device_slots: devices has {wanted!r}; expected the name of a device, such as cpu or cuda:0."
         ) from error
     count = torch.cuda.device_count()
+    if str(device) == "cuda" and count:
+        return [torch.device("cuda", i) for i in range(count)]
     if device.type == "cuda" and (device.index or 0) >= count:
         present = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise ValueError(
             f"device_slots: devices has {wanted!r}, which is not there; expected one of {present}."
         )
-    return device
+    return [device]

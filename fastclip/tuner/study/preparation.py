@@ -58,6 +58,7 @@ def make_context(spec: StudySpec, data: TuningData) -> FoldContext:
         scoring=check_scoring(spec.scoring, is_classification=data.is_classification, refit=spec.refit),
         stop=StopRule(spec.max_epochs, spec.patience, spec.target),
         rule=ExplosionRule() if spec.explosion is None else spec.explosion,
+        search_clipped=spec.search_clipped,
     )
     return FoldContext(
         model_init,
@@ -106,6 +107,7 @@ def settings_of(context: FoldContext, spec: StudySpec) -> dict[str, Any]:
         "sampler": _name(spec.sampler),
         "pruner": _name(spec.pruner),
         "threads": spec.threads,
+        "search_clipped": spec.search_clipped,
         "return_train_score": context.has_train_scores,
     }
     plain_settings: dict[str, Any] = json.loads(json.dumps(plain(settings)))

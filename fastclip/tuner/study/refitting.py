@@ -87,9 +87,10 @@ def refit_best(
             )
         if run.explosion is None:
             parts = {"train": train_rows, **({"test": test_rows} if refit_on == "holdout" else {})}
+            data, amp = context.data.to(device), params.get("amp")
             with torch_threads(threads):
                 scores = {
-                    name: evaluate(model, context.data.to(device), rows, objective, device)[0]
+                    name: evaluate(model, data, rows, objective, device, amp)[0]
                     for name, rows in parts.items()
                 }
             return index, model.eval(), run, scores

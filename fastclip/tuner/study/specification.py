@@ -44,6 +44,7 @@ class StudySpec:
     target: float | None = None
     explosion: ExplosionRule | None = None
     loss: LossFunction | None = None
+    search_clipped: bool = False
     seed: int = 0
     threads: int | str | None = 1
 

@@ -12,9 +12,11 @@ from torch import nn
 
 from fastclip.tuner.study.probing import CPU, points
 from fastclip.tuner.study.spaces import Choice, Space
+from fastclip.tuner.training.batching import accumulate_of
 from fastclip.tuner.training.clipping import make_strategy
 from fastclip.tuner.training.folds import FoldContext, build_model
 from fastclip.tuner.training.optimisers import make_optimizer, make_scheduler
+from fastclip.tuner.training.precision import check_amp
 from fastclip.tuner.training.seeding import seeded
 
 STEPS_OF_SCHEDULE = 10  # any number: the schedule is built and never stepped
@@ -88,4 +90,6 @@ def _check_numbers(params: Mapping[str, Any]) -> None:
 
 def _build(model: nn.Module, params: Mapping[str, Any]) -> None:
     make_strategy(params)
+    check_amp(params.get("amp"))
+    accumulate_of(params)
     make_scheduler(make_optimizer(model, params), params.get("scheduler"), STEPS_OF_SCHEDULE)

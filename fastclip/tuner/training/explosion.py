@@ -95,15 +95,17 @@ class ExplosionWatch:
         self._sorted: list[float] = []
         self._high_steps = 0
 
-    def look(self, loss: float, norm: float) -> str | None:
+    def look(self, loss: float, norm: float | None) -> str | None:
         """Take in one step; return why it counts as an explosion, or None.
 
         Args:
             loss: Training loss of the step.
-            norm: Norm of all gradients before clipping.
+            norm: Norm of all gradients before clipping; None where float16 could not hold it.
         """
         if not math.isfinite(loss):
             return f"the loss is {loss}"
+        if norm is None:
+            return self._look_at_loss(loss)
         if not math.isfinite(norm):
             return f"the gradient norm is {norm}"
         return self._look_at_loss(loss) or self._look_at_norm(norm)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fastclip.tuner.training.batching import Indices, batch_size_of
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.guessing import collapse
@@ -22,7 +23,7 @@ from fastclip.tuner.training.loop import Objective, evaluate, train
 from fastclip.tuner.training.regularisation import set_dropout
 from fastclip.tuner.training.seeding import derive_seed, seeded
 from fastclip.tuner.training.splits import Split, missing_classes
-from fastclip.tuner.training.stepping import EpochRecord, Indices, TrainingRun, batch_size_of, call
+from fastclip.tuner.training.stepping import EpochRecord, TrainingRun, call
 
 ModelInit: TypeAlias = Callable[[dict[str, Any]], nn.Module]
 
@@ -158,7 +159,8 @@ def run_fold(
             result = _judge(task, run, context.objective, labels[labels != context.data.ignore_index])
             if context.has_train_scores and result.score is not None:
                 data = context.data.to(device)
-                result.train_metrics = evaluate(model, data, split[0], context.objective, device)[0]
+                amp = task.params.get("amp")
+                result.train_metrics = evaluate(model, data, split[0], context.objective, device, amp)[0]
             return result
     except Exception as error:  # the user's model may raise anything; the study goes on
         status = Verdict.OOM if _is_out_of_memory(error) else Verdict.ERROR

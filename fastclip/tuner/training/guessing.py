@@ -9,11 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fastclip.tuner.training.batching import Indices
 from fastclip.tuner.training.data import TuningData, spread
 from fastclip.tuner.training.losses import LossFunction, default_loss
+from fastclip.tuner.training.precision import autocast
 from fastclip.tuner.training.seeding import seeded
 from fastclip.tuner.training.shapes import class_dim, class_scores, equal_but_for_ones
-from fastclip.tuner.training.stepping import EpochRecord, Indices, call
+from fastclip.tuner.training.stepping import EpochRecord, call
 
 REFERENCE_SAMPLES = 256
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -25,7 +27,12 @@ CHANCE = 1.645  # standard errors that a guess exceeds its expected accuracy by 
 
 @torch.no_grad()
 def untrained_loss(
-    model: nn.Module, data: TuningData, rows: Indices, loss: LossFunction, device: torch.device
+    model: nn.Module,
+    data: TuningData,
+    rows: Indices,
+    loss: LossFunction,
+    device: torch.device,
+    amp: str | None = None,
 ) -> tuple[float, torch.Size]:
     """Measure a model before its first step, on some of the samples that it will be trained on.
 
@@ -42,7 +49,9 @@ def untrained_loss(
     some = rows[spread(len(rows), REFERENCE_SAMPLES)]
     with seeded(0, device):
         inputs, targets = data.batch(some, device, measured=True)
-    outputs = call(model, inputs)
+    with autocast(amp, device):
+        outputs = call(model, inputs)
+    outputs = outputs if amp is None else outputs.float()
     if data.is_classification:  # before a device is asked for a class that it has no score for
         class_scores(outputs, targets, data.classes, last=loss is default_loss)
     own = float(loss(outputs, targets))

@@ -12,23 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastclip.tuner.training.batching import Indices, num_steps, steps
 from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.guessing import guess_loss, untrained_loss
 from fastclip.tuner.training.losses import LossFunction, training_loss
 from fastclip.tuner.training.metrics import Batch, measure_batches
+from fastclip.tuner.training.precision import autocast
 from fastclip.tuner.training.scoring import Scoring
 from fastclip.tuner.training.seeding import seeded
-from fastclip.tuner.training.stepping import (
-    EpochRecord,
-    Indices,
-    Stepper,
-    TrainingRun,
-    batch_size_of,
-    call,
-    mini_batches,
-    num_batches,
-)
+from fastclip.tuner.training.stepping import EpochRecord, Stepper, TrainingRun, call
 
 EVALUATION_BATCH_SIZE = 512
 
@@ -61,6 +54,7 @@ class Objective:
     scoring: Scoring
     stop: StopRule
     rule: ExplosionRule
+    search_clipped: bool = False
 
 
 def train(
@@ -79,8 +73,8 @@ def train(
 ) -> TrainingRun:
     """Train a model until its stop condition, an explosion, or the callback's word.
 
-    Reads `batch_size` from params, and what `training_loss` and `Stepper` read. The order of the mini-batches
-    depends on the seed alone, so that folds are paired across trials.
+    Reads `batch_size` and `accumulate` from params, and what `training_loss` and `Stepper` read. The order of
+    the mini-batches depends on the seed alone, so that folds are paired across trials.
 
     Args:
         model: On `device`, already initialised; changed in place. With `patience` it ends with the weights
@@ -99,10 +93,10 @@ def train(
     Returns:
         What happened. One host synchronisation every `objective.rule.every` steps.
     """
-    batch_size = batch_size_of(params, data)
     trained = training_loss(objective.loss, params, data, train_rows)
-    planned_steps = num_batches(len(train_rows), batch_size) * objective.stop.max_epochs
-    reference, shape = untrained_loss(model, data, train_rows, objective.loss, device)
+    planned_steps = num_steps(len(train_rows), params, data) * objective.stop.max_epochs
+    amp = params.get("amp")
+    reference, shape = untrained_loss(model, data, train_rows, objective.loss, device, amp)
     stepper = Stepper(
         model,
         params,
@@ -110,6 +104,8 @@ def train(
         objective.rule,
         planned_steps,
         None if math.isnan(reference) else reference,
+        device=device,
+        search_clipped=objective.search_clipped,
     )
     run = stepper.run
     run.guess_loss = guess_loss(shape, data, train_rows, test_rows, objective.loss)
@@ -118,9 +114,8 @@ def train(
     for epoch in range(objective.stop.end_after or objective.stop.max_epochs):
         started = perf_counter()
         model.train()
-        parts = list(mini_batches(order.permutation(train_rows), batch_size))
-        for inputs, targets in data.batches(parts, device):
-            stepper.step(inputs, targets)
+        for parts in steps(data, order.permutation(train_rows), params, device):
+            stepper.step(parts)
             if on_step is not None:
                 on_step()
             run.is_out_of_time = deadline is not None and time() >= deadline
@@ -132,7 +127,7 @@ def train(
             break
         started = perf_counter()
         trained_part = stepper.end_epoch()
-        measures, confusion = evaluate(model, data, test_rows, objective, device)
+        measures, confusion = evaluate(model, data, test_rows, objective, device, amp)
         record = {"epoch": float(epoch), **trained_part, **measures}
         run.score_seconds += perf_counter() - started
         reason = stepper.watch.look_at_epoch(record["train_loss"], record["loss"])
@@ -159,10 +154,15 @@ def train(
 
 
 def evaluate(
-    model: nn.Module, data: TuningData, rows: Indices, objective: Objective, device: torch.device
+    model: nn.Module,
+    data: TuningData,
+    rows: Indices,
+    objective: Objective,
+    device: torch.device,
+    amp: str | None = None,
 ) -> tuple[dict[str, float], list[list[int]] | None]:
     """Return every metric of a model on these samples, and the confusion matrix; see `measure_batches`."""
-    batches = run_batches(model, data, rows, device)
+    batches = run_batches(model, data, rows, device, amp)
     if len({(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}) == 1:
         outputs, targets = zip(*batches, strict=True)
         batches = [(torch.cat(outputs), torch.cat(targets))]
@@ -172,13 +172,15 @@ def evaluate(
     )
 
 
-def predict(model: nn.Module, data: TuningData, rows: Indices, device: torch.device) -> torch.Tensor:
+def predict(
+    model: nn.Module, data: TuningData, rows: Indices, device: torch.device, amp: str | None = None
+) -> torch.Tensor:
     """Return the outputs of a model on these samples, on the CPU in float32.
 
     Raises:
         ValueError: sequences of different length make outputs of different shapes.
     """
-    parts = [outputs for outputs, _ in run_batches(model, data, rows, device)]
+    parts = [outputs for outputs, _ in run_batches(model, data, rows, device, amp)]
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(
@@ -189,16 +191,19 @@ def predict(model: nn.Module, data: TuningData, rows: Indices, device: torch.dev
 
 
 @torch.no_grad()
-def run_batches(model: nn.Module, data: TuningData, rows: Indices, device: torch.device) -> list[Batch]:
+def run_batches(
+    model: nn.Module, data: TuningData, rows: Indices, device: torch.device, amp: str | None = None
+) -> list[Batch]:
     """Return outputs in float32 and targets, batch by batch and on the CPU, of a model that is measured.
 
+    The model is called in the precision that `amp` names, as in training.
     The same samples give the same batches every time, whatever randomness reads them, and the randomness of
     training goes on as if nothing had been measured.
     """
     model.eval()
     starts = range(0, len(rows), EVALUATION_BATCH_SIZE)
     parts = [rows[start : start + EVALUATION_BATCH_SIZE] for start in starts]
-    with seeded(0, device):
+    with seeded(0, device), autocast(amp, device):
         return [
             (call(model, inputs).float().cpu(), targets.cpu())
             for inputs, targets in data.batches(parts, device, measured=True)

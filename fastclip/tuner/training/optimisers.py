@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,18 +30,78 @@ def make_optimizer(model: nn.Module, params: Mapping[str, Any]) -> torch.optim.O
     """Build the optimizer that `params` names.
 
     Reads `optimizer` (a name in torch.optim in any case, default "sgd", or a callable
-    (parameters, **settings) -> Optimizer), `lr`, and every other argument of the optimizer. A setting goes
-    only to an optimizer that has it, so that a search may choose between SGD and Adam.
+    (parameters, **settings) -> Optimizer), `lr`, every other argument of the optimizer, and what
+    `parameter_groups` reads. A setting goes only to an optimizer that has it, so that a search may choose
+    between SGD and Adam.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the parameter groups do not hold each parameter once.
     """
     wanted = _find(params.get("optimizer", "sgd"))
     accepted = optimizer_arguments(wanted)
     settings = {"lr": params.get("lr", DEFAULT_LR), **params}
     settings = {name: value for name, value in settings.items() if name in accepted and value is not None}
-    optimizer: torch.optim.Optimizer = wanted((p for p in model.parameters() if p.requires_grad), **settings)
+    optimizer: torch.optim.Optimizer = wanted(
+        parameter_groups(model, params, decays="weight_decay" in accepted), **settings
+    )
     return optimizer
+
+
+def parameter_groups(model: nn.Module, params: Mapping[str, Any], *, decays: bool) -> list[Any]:
+    """Return what an optimizer is to train: the parameters, or groups of them with settings of their own.
+
+    Args:
+        model: Whose parameters that require gradients are meant.
+        params: `param_groups` is a function of the model and the parameters of the trial that returns groups
+            as torch's optimizers take them. With `no_decay`, biases and the scales of normalisation layers,
+            which are the parameters of fewer than two dimensions, have no weight decay.
+        decays: Whether the optimizer takes a weight_decay.
+
+    Raises:
+        TypeError: param_groups is no function, or returns no list of groups.
+        ValueError: a parameter is in no group or in several, or both are asked for.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    wanted, no_decay = params.get("param_groups"), bool(params.get("no_decay"))
+    if wanted is not None:
+        if no_decay:
+            raise ValueError(
+                "parameter_groups: both param_groups and no_decay are given; expected one of them."
+            )
+        return _checked_groups(wanted, model, params, named)
+    if not (no_decay and decays):
+        return list(named.values())
+    weights = [p for p in named.values() if p.ndim >= 2]
+    rest = [p for p in named.values() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _checked_groups(
+    wanted: Any, model: nn.Module, params: Mapping[str, Any], named: Mapping[str, torch.Tensor]
+) -> list[dict[str, Any]]:
+    if not callable(wanted):
+        raise TypeError(
+            f"parameter_groups: param_groups={wanted!r}; expected a function of the model and the parameters."
+        )
+    groups: list[dict[str, Any]] = []
+    for i, group in enumerate(wanted(model, dict(params))):
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(
+                f"parameter_groups: group {i} is a {type(group).__name__} without params; expected dicts "
+                "such as {'params': [...], 'lr': 0.1}."
+            )
+        members = group["params"]
+        members = [members] if isinstance(members, torch.Tensor) else list(members)
+        groups.append({**group, "params": members})
+    counts = Counter(id(p) for group in groups for p in group["params"])
+    for name, p in named.items():
+        if counts[id(p)] != 1:
+            raise ValueError(
+                f"parameter_groups: {name} is in {counts[id(p)]} groups; expected one for each parameter "
+                "that is trained. requires_grad_(False) in model_init freezes it."
+            )
+    return groups
 
 
 def optimizer_arguments(optimizer: Any) -> frozenset[str]:

@@ -24,12 +24,16 @@ ALWAYS_READ = frozenset(
         "l2",
         "init",
         "batch_size",
+        "accumulate",
+        "amp",
         "scheduler",
+        "param_groups",
     }
 )
 SOMETIMES_READ = {
     "init_gain": "init is 'default', which keeps the weights of the constructor",
     "dropout": "the model has no dropout to set",
+    "no_decay": "the optimizer takes no weight_decay",
     **dict.fromkeys(LABEL_PARAMETERS, "it belongs to cross-entropy, the default loss of classes"),
 }
 KNOWN = ALWAYS_READ | SOMETIMES_READ.keys() | ALL_ARGUMENTS | ALL_SETTINGS
@@ -126,6 +130,10 @@ def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, label_parameter
         names |= optimizer_arguments(params.get("optimizer", "sgd"))
     except ValueError:  # the first fold will say that it is unknown
         names |= ALL_ARGUMENTS
+    if "weight_decay" in names:
+        names.add("no_decay")
+    if params.get("param_groups") is not None:
+        names |= _read_by(params["param_groups"], model, params)
     try:
         names |= strategy_settings(params)
     except ValueError:
@@ -135,3 +143,13 @@ def read_by_loop(params: Mapping[str, Any], model: nn.Module, *, label_parameter
     if params.get("dropout") is None or set_dropout(model, float(params["dropout"])):
         names.add("dropout")
     return names | set(LABEL_PARAMETERS) if label_parameters_act else names
+
+
+def _read_by(param_groups: Any, model: nn.Module, params: Mapping[str, Any]) -> set[str]:
+    """Return what a function that makes parameter groups reads; all, where it cannot be called yet."""
+    recorded = RecordingDict(params)
+    try:
+        param_groups(model, recorded)
+    except Exception:  # it is the user's; the first fold will say what is wrong
+        recorded.note_all()
+    return recorded.read

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastclip.tuner.training.clipping import Clipper
-from fastclip.tuner.training.data import TuningData
+from fastclip.tuner.training.batching import Part
 from fastclip.tuner.training.explosion import ExplosionRule, ExplosionWatch
 from fastclip.tuner.training.losses import LossFunction
-from fastclip.tuner.training.optimisers import make_optimizer, make_scheduler
+from fastclip.tuner.training.optimisers import make_scheduler
+from fastclip.tuner.training.precision import autocast, is_overflow
 from fastclip.tuner.training.regularisation import penalty
+from fastclip.tuner.training.updating import make_update
 
-DEFAULT_BATCH_SIZE = 32
 NORM_BINS_PER_DECADE = 10
 
-Indices = npt.NDArray[np.intp]
 EpochRecord = dict[str, float]
 
 
@@ -77,7 +75,7 @@ def call(model: nn.Module, inputs: Any) -> torch.Tensor:
 class Stepper:
     """Takes the steps of one training run and keeps its record.
 
-    Reads from params: `lr`, `l1`, `l2`, `scheduler`, `optimizer` and its arguments, and what `Clipper` reads.
+    Reads from params: `lr`, `l1`, `l2`, `scheduler`, `amp`, and what `make_optimizer` and `Clipper` read.
 
     Args:
         model: Changed in place.
@@ -86,6 +84,8 @@ class Stepper:
         rule: When training counts as exploded.
         planned_steps: Steps of the whole run, for the schedule.
         reference: Loss that an explosion is measured from, see `ExplosionWatch`.
+        device: Where the model is.
+        search_clipped: Clip in the step of a `ClippedOptimizer`.
 
     Attributes:
         run: The record.
@@ -100,49 +100,73 @@ class Stepper:
         rule: ExplosionRule,
         planned_steps: int,
         reference: float | None = None,
+        *,
+        device: torch.device,
+        search_clipped: bool = False,
     ) -> None:
         self.model, self.loss = model, loss
         self.run = TrainingRun(planned_steps)
-        self.optimizer = make_optimizer(model, params)
-        self.scheduler = make_scheduler(self.optimizer, params.get("scheduler"), planned_steps)
+        self.update = make_update(model, params, device, search_clipped=search_clipped)
+        self.scheduler = make_scheduler(self.update.optimizer, params.get("scheduler"), planned_steps)
         self.l1, self.l2 = float(params.get("l1", 0.0)), float(params.get("l2", 0.0))
-        self.clipper = Clipper(params, [p for p in model.parameters() if p.requires_grad])
+        self._amp, self._device = params.get("amp"), device
         self.watch = ExplosionWatch(rule, reference)
         self.every = rule.every
-        self._pending: list[torch.Tensor] = []
+        self._pending: list[tuple[torch.Tensor, bool]] = []
         self._losses: list[float] = []
         self._clipped: list[bool] = []
         self.norms: list[float] = []
 
-    def step(self, inputs: Any, targets: torch.Tensor) -> None:
-        """Train on one mini-batch; after an explosion the weights stay as they are."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(call(self.model, inputs), targets)
+    def step(self, parts: Iterable[Part]) -> None:
+        """Train on the parts of a mini-batch; after an explosion no step is taken.
+
+        The loss is the mean over all samples, if the loss of a part is the mean over its own. Outputs are
+        float32 when they meet the loss, as when they are measured.
+        """
+        scaler = self.update.scaler
+        self.update.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for inputs, targets, share in parts:
+            with autocast(self._amp, self._device):
+                outputs = call(self.model, inputs)
+            loss = self.loss(outputs if self._amp is None else outputs.float(), targets)
+            loss = loss if share == 1.0 else share * loss
+            losses.append(loss.detach())
+            self._backward(loss, scaler)
         regularised = penalty(self.model, self.l1, self.l2)
-        (loss if regularised is None else loss + regularised).backward()  # type: ignore[no-untyped-call]
-        norm, clipped, is_outlier = self.clipper.clip()
-        told = (loss.detach(), norm, clipped)
-        self._pending.append(torch.stack([value.to(loss.device, torch.float64) for value in told]))
+        if regularised is not None:
+            self._backward(regularised, scaler)
+        norm, clipped = self.update.clip()
+        overflowed = is_overflow(scaler, norm)
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        told = torch.stack([value.to(total.device, torch.float64) for value in (total, norm, clipped)])
+        self._pending.append((told, overflowed))
         if len(self._pending) >= self.every:
             self.flush()
         if self.run.explosion is None:
-            if not is_outlier:
-                self.optimizer.step()
-            if self.scheduler is not None:
+            self.update.finish()
+            if self.scheduler is not None and not overflowed:
                 self.scheduler.step()
+
+    def _backward(self, loss: torch.Tensor, scaler: torch.amp.GradScaler | None) -> None:
+        scaled = loss if scaler is None else scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         """Look at the steps since the last look: the one host synchronisation."""
         pending, self._pending = self._pending, []
         if not pending or self.run.explosion is not None:
             return
-        for loss, norm, clipped in torch.stack(pending).tolist():
-            reason = self.watch.look(loss, norm)
+        told = torch.stack([numbers for numbers, _ in pending]).tolist()
+        for (loss, norm, clipped), (_, overflowed) in zip(told, pending, strict=True):
+            reason = self.watch.look(loss, None if overflowed else norm)
             if reason is not None:
                 self.run.explosion = self._describe(reason, loss, norm)
                 return
             self.run.steps += 1
             self._losses.append(loss)
+            if overflowed:  # a norm of float16's range, which the scaler has left out
+                continue
             self.norms.append(norm)
             self._clipped.append(bool(clipped))
             self.run.clipped_steps += bool(clipped)
@@ -152,14 +176,14 @@ class Stepper:
 
     def end_epoch(self) -> dict[str, float]:
         """Return the record of the epoch's training part and start the next."""
-        losses, norms, clipped = np.asarray(self._losses), np.asarray(self.norms), np.asarray(self._clipped)
+        losses, norms, clipped = self._losses, self.norms or [math.nan], self._clipped or [False]
         self._losses, self.norms, self._clipped = [], [], []
         return {
-            "train_loss": float(losses.mean()),
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "train_loss": float(np.mean(losses)),
+            "lr": float(self.update.optimizer.param_groups[0]["lr"]),
             "grad_norm_median": float(np.median(norms)),
-            "grad_norm_max": float(norms.max()),
-            "clip_fraction": float(clipped.mean()),
+            "grad_norm_max": float(np.max(norms)),
+            "clip_fraction": float(np.mean(clipped)),
         }
 
     def _describe(self, reason: str, loss: float, norm: float) -> dict[str, Any]:
@@ -172,33 +196,3 @@ class Stepper:
             "norm": norm,
             "norm_median": float(np.median(norms)) if norms else None,
         }
-
-
-def batch_size_of(params: Mapping[str, Any], data: TuningData) -> int:
-    """Return the samples of a mini-batch: the parameter, or what a DataLoader said, or the default."""
-    return check_batch_size(params.get("batch_size", data.loading.batch_size or DEFAULT_BATCH_SIZE))
-
-
-def check_batch_size(batch_size: Any) -> int:
-    """Return batch_size as an int; raise ValueError unless it is a whole number of at least 1."""
-    if isinstance(batch_size, bool) or int(batch_size) != batch_size or batch_size < 1:
-        raise ValueError(
-            f"check_batch_size: batch_size={batch_size!r}; expected a whole number of at least 1."
-        )
-    return int(batch_size)
-
-
-def num_batches(num_rows: int, batch_size: int) -> int:
-    """Return the mini-batches of an epoch; a last one of a single sample joins the one before it.
-
-    Batch normalisation cannot train on one sample.
-    """
-    full, rest = divmod(num_rows, batch_size)
-    return max(1, full + (rest > 1))
-
-
-def mini_batches(rows: Indices, batch_size: int) -> Iterator[Indices]:
-    """Yield the rows of each mini-batch."""
-    count = num_batches(len(rows), batch_size)
-    for i in range(count):
-        yield rows[i * batch_size :] if i == count - 1 else rows[i * batch_size : (i + 1) * batch_size]
