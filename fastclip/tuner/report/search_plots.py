@@ -9,20 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from fastclip.pages import style
 from fastclip.pages.style import NothingToDrawError, legend_above, new_figure
 from fastclip.tuner.report import outcomes
+from fastclip.tuner.report.importance import MIN_TRIALS, importances_of
 from fastclip.tuner.report.limits import mark_beyond, score_limits
 from fastclip.tuner.report.study_view import StudyView
 from fastclip.tuner.study.records import TrialRecord, finished_trials
 from fastclip.tuner.study.trial_run import STATUS_ATTR
 from fastclip.tuner.training.explosion import WITH_SCORE, Verdict
 
-MIN_TRIALS_FOR_IMPORTANCE = 4
-TREE_DEPTH = 8  # deeper trees fit the noise, and take seconds for a thousand trials
 RAIL = 0.04  # distance of trials without a score from the bad edge, as a share of the axis
 
 
@@ -94,7 +92,7 @@ def importances(view: StudyView) -> Figure:
     drawn = [(label, verdict, shares) for label, verdict, shares in explained if shares]
     if not drawn:
         raise NothingToDrawError(
-            f"Importances need at least {MIN_TRIALS_FOR_IMPORTANCE} trials with a score and two parameters "
+            f"Importances need at least {MIN_TRIALS} trials with a score and two parameters "
             "that differ among them."
         )
     names = sorted(
@@ -124,19 +122,7 @@ def _importance(view: StudyView, value_of: Callable[[FrozenTrial], float]) -> di
         for trial in finished_trials(view.study)
         if trial.state is TrialState.COMPLETE and math.isfinite(value_of(trial))
     ]
-    shared = set.intersection(*(set(trial.params) for trial in told)) if told else set()
-    varied = sorted(name for name in shared if len({str(trial.params[name]) for trial in told}) > 1)
-    values = np.array([value_of(trial) for trial in told])
-    if len(told) < MIN_TRIALS_FOR_IMPORTANCE or len(varied) < 2 or np.allclose(values, values[0], atol=0.0):
-        return {}
-    mean, deviation = values.mean(), values.std()
-    return get_param_importances(
-        view.study,
-        evaluator=FanovaImportanceEvaluator(max_depth=TREE_DEPTH, seed=0),
-        params=varied,
-        # Trees take differences below the rounding of 1 for noise, so values are brought to that scale.
-        target=lambda trial: (value_of(trial) - mean) / deviation,
-    )
+    return importances_of(told, [value_of(trial) for trial in told])
 
 
 def _score(trial: FrozenTrial) -> float:
