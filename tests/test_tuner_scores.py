@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import warnings
@@ -220,3 +221,32 @@ def test_report_shows_recall_and_confusion_of_the_best_trial(tmp_path):
     mean = search.cv_results_["mean_train_score"][search.best_index_]
     assert math.isfinite(mean)
     assert f"on the training parts {mean:.4g}" in page
+
+
+class TestSharesOfClasses:
+    X, labels = cases.blobs()
+    y = 0.9 * F.one_hot(labels, cases.NUM_CLASSES) + 0.1 / cases.NUM_CLASSES
+
+    @pytest.mark.parametrize("scoring", [None, "rmse", "r2", ["loss", "rmse"]])
+    @pytest.mark.parametrize(
+        "loss",
+        [torch.nn.CrossEntropyLoss(), F.cross_entropy,
+         functools.partial(F.cross_entropy, label_smoothing=0.1)],
+        ids=["module", "function", "partial"],
+    )  # fmt: skip
+    def test_are_not_scored_as_a_regression(self, loss, scoring):
+        with pytest.raises(ValueError, match=r"shares of the classes; expected scoring='loss' or a callable"):
+            cases.tuner(loss=loss, scoring=scoring).fit(self.X, self.y)
+
+    def test_are_trained_and_scored_by_their_loss(self):
+        found = cases.tuner(loss=torch.nn.CrossEntropyLoss(), scoring="loss", n_trials=2).fit(self.X, self.y)
+        outputs = found.outputs(self.X)
+        expected = F.cross_entropy(outputs, self.y).item()
+        assert found.score(self.X, self.y) == pytest.approx(expected, rel=1e-5)
+        assert (outputs.argmax(1) == self.labels).double().mean() > 0.9
+        assert "rmse" not in found.measures(self.X, self.y)
+
+    def test_of_a_regression_are_scored_as_before(self):
+        X, y = cases.line()  # noqa: N806
+        found = cases.tuner(cases.linear_regressor, {"lr": 0.1}, n_trials=1).fit(X, y)
+        assert set(found.measures(X, y)) == {"loss", "rmse"}

@@ -15,7 +15,7 @@ from fastclip.tuner.training.data import TuningData
 from fastclip.tuner.training.explosion import ExplosionRule
 from fastclip.tuner.training.folds import FoldContext
 from fastclip.tuner.training.loop import Objective, StopRule
-from fastclip.tuner.training.losses import prepare_loss, with_meaning_of
+from fastclip.tuner.training.losses import is_cross_entropy, prepare_loss, with_meaning_of
 from fastclip.tuner.training.metrics import MAX_CONFUSION
 from fastclip.tuner.training.scoring import check_scoring
 from fastclip.tuner.training.splits import describe_cv, fingerprint, make_splits, missing_classes
@@ -52,6 +52,13 @@ def make_context(spec: StudySpec, data: TuningData) -> FoldContext:
         raise ValueError(
             f"{caller}: the training part of every fold lacks classes that its test part has ({missing[0]} "
             "in fold 0); expected each class in both parts. Use a stratified splitter, or shuffle."
+        )
+    is_of_shares = is_cross_entropy(measured) and not data.is_classification
+    if is_of_shares and not (spec.scoring == "loss" or callable(spec.scoring)):
+        raise ValueError(
+            f"{caller}: scoring={spec.scoring!r} with floating-point y and cross-entropy, which takes y for "
+            "shares of the classes; expected scoring='loss' or a callable. Give y.argmax(1) to score "
+            "classes, and the parameter label_smoothing to smooth them."
         )
     objective = Objective(
         loss=measured,

@@ -99,6 +99,12 @@ def prepare_loss(loss: LossFunction | None) -> LossFunction:
     return loss
 
 
+def is_cross_entropy(loss: LossFunction) -> bool:
+    """Return whether a loss is torch's cross-entropy: floating-point targets are then shares of classes."""
+    inner = getattr(loss, "func", loss)  # of functools.partial
+    return inner is F.cross_entropy or isinstance(inner, nn.CrossEntropyLoss)
+
+
 def has_label_parameters(loss: LossFunction, data: TuningData) -> bool:
     """Return whether `label_smoothing` and `class_weight` act, which belong to cross-entropy."""
     return loss is default_loss and data.is_classification

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from fastclip.tuner.training.data import IGNORED
-from fastclip.tuner.training.losses import LossFunction, default_loss
+from fastclip.tuner.training.losses import LossFunction, default_loss, is_cross_entropy
 from fastclip.tuner.training.scoring import Scoring
 from fastclip.tuner.training.shapes import class_scores, is_multi_label, matched
 
@@ -70,7 +70,8 @@ def measure_batches(
     if not len(classes):
         outputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
         held_out, labels = matched(outputs, targets, "measure"), targets.numpy()
-        values["rmse"] = float(np.sqrt(np.mean(np.square(held_out.numpy() - labels))))
+        if not is_cross_entropy(loss):  # outputs would be logits, and targets shares of classes
+            values["rmse"] = float(np.sqrt(np.mean(np.square(held_out.numpy() - labels))))
         kind = "regressor"
     elif ignore_index is None and _has_labels(batches, classes):
         logits, targets = batches[0]
