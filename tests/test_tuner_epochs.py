@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import optuna
 import pytest
 import tuner_cases as cases
@@ -132,6 +134,29 @@ class TestIntermediateValues:
         reports.take(run, 1, {"epoch": 1.0, "score": 0.5})  # a worker was lost, and another trains the fold
         assert len(run.reported_values) == 2
 
+    def test_of_a_trial_that_another_process_took_over_end_its_fold(self, monkeypatch):
+        run = Run(Clock(monkeypatch), cost=0.0)
+
+        def report(value, step):
+            raise optuna.exceptions.UpdateFinishedTrialError
+
+        run.report = report
+        reports = Epochs(Scored(), 10, prunes=False)
+        assert (
+            reports.take(run, 0, {"epoch": 0.0, "score": 0.5}) is False
+        )  # what nobody waits for ends nothing
+        assert run.is_lost
+        assert reports.take(run, 0, {"epoch": 1.0, "score": 0.5}) is True
+
+    def test_the_pruner_is_asked_for_each_that_is_finite(self, monkeypatch):
+        run = Run(Clock(monkeypatch), cost=5.0)
+        reports = Epochs(Scored(), 10, prunes=True)
+        told = [
+            reports.take(run, 0, {"epoch": float(i), "score": s}) for i, s in enumerate([0.5, math.inf, 0.25])
+        ]
+        assert told == [True, False, True]
+        assert run.reported_values == [(0.5, 0), (0.25, 2)]
+
 
 class Clock:
     """A clock in the place of the one that `epochs` reads."""
@@ -166,3 +191,6 @@ class Run:
     def report(self, value, step):
         self._clock.now += self._cost
         self.reported_values.append((value, step))
+
+    def should_prune(self):
+        return True

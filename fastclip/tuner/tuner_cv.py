@@ -19,7 +19,7 @@ from fastclip.tuner.study.epochs import FoldEpochCallback
 from fastclip.tuner.study.opening import OpenedStudy, open_study
 from fastclip.tuner.study.preparation import make_context
 from fastclip.tuner.study.probing import probe_context
-from fastclip.tuner.study.records import collect, cv_results, explosions
+from fastclip.tuner.study.records import collect, cv_results, explosions, ranked
 from fastclip.tuner.study.refitting import median_epochs, refit_best
 from fastclip.tuner.study.search import Search, TrialCallback
 from fastclip.tuner.study.spaces import Space, SpaceLike
@@ -291,13 +291,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         self.cv_results_["params"] = self._params
         if not any(record.has_score for record in self.records_):
             raise advice.failure(self.records_)
-        self._set_best(self._ranked()[0])
-
-    def _ranked(self) -> list[int]:
-        """Return the indices of the trials with a score, the best first, earlier ones first among equals."""
-        sign = 1 if self.scoring_.direction == "maximize" else -1
-        scored = [(i, record.score) for i, record in enumerate(self.records_) if record.has_score]
-        return [i for i, score in sorted(scored, key=lambda pair: -sign * (pair[1] or 0.0))]
+        self._set_best(ranked(self.records_, scoring.direction)[0])
 
     def _set_best(self, index: int) -> None:
         self.best_index_ = index
@@ -308,9 +302,10 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         self.best_score_ = score
 
     def _refit(self, context: FoldContext) -> None:
-        ranked = [(i, self._params[i], median_epochs(self.records_[i])) for i in self._ranked()]
+        order = ranked(self.records_, self.scoring_.direction)
+        candidates = [(i, self._params[i], median_epochs(self.records_[i])) for i in order]
         index, self.best_estimator_, self.refit_run_, self.refit_scores_ = refit_best(
-            context, ranked, self._device(), context.threads, self.refit_on
+            context, candidates, self._device(), context.threads, self.refit_on
         )
         self._set_best(index)
         if self._output is not None:

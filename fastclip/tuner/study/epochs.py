@@ -59,8 +59,8 @@ class Epochs:
         if run.is_lost:
             return True
         if self._prunes:
-            self._report(run, fold, record)
-            return run.is_lost or run.trial.should_prune()
+            is_known = self._report(run, fold, record)
+            return run.is_lost or (is_known and run.trial.should_prune())
         self._waiting.setdefault((run.trial.number, fold), []).append(record)
         if all(lower in run.results for lower in range(fold)):
             self._write(run, fold)
@@ -87,15 +87,19 @@ class Epochs:
             self._report(run, fold, waiting.pop())
             self._spent += perf_counter() - now
 
-    def _report(self, run: TrialRun, fold: int, record: EpochRecord) -> None:
+    def _report(self, run: TrialRun, fold: int, record: EpochRecord) -> bool:
+        """Report an epoch; return whether the study has a value for it, for which it must be finite."""
         step = fold * self._max_epochs + int(record["epoch"])
         scores = [run.results[lower].score for lower in range(fold) if lower in run.results]
         known = [score for score in (*scores, record[self._scoring.primary]) if score is not None]
         mean = float(np.mean(known))
-        if not np.isfinite(mean) or step in run.reported:  # by a worker that was lost, or before a resume
-            return
+        if not np.isfinite(mean):
+            return False
+        if step in run.reported:  # by a worker that was lost, or before a resume
+            return True
         run.reported.add(step)
         try:
             run.trial.report(mean, step)
         except UpdateFinishedTrialError:  # silent for so long that another process took it over
             run.is_lost = True
+        return True

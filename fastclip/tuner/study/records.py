@@ -111,6 +111,13 @@ def cv_results(
     return results
 
 
+def ranked(records: Sequence[TrialRecord], direction: str) -> list[int]:
+    """Return the indices of the trials with a score, the best first, earlier ones first among equals."""
+    sign = 1 if direction == "maximize" else -1
+    scored = [(i, record.score) for i, record in enumerate(records) if record.has_score]
+    return [i for i, score in sorted(scored, key=lambda pair: -sign * (pair[1] or 0.0))]
+
+
 def explosions(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Return one dict per exploded fold: trial, fold, params and what `TrainingRun.explosion` holds."""
     return [
