@@ -226,6 +226,33 @@ def test_skip_says_which_steps_are_outliers() -> None:
     assert 0 < sum(found) < len(found)
 
 
+@needs_triton
+@pytest.mark.parametrize("inner", [strategies.MedianMAD(1.0, 8, 3), strategies.ZScore(0.9, 1.5, 5)], ids=repr)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+def test_a_device_skips_the_same_in_two_launches(inner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decides on the step, one learns from it: of ZScore, one that learns says the threshold, too."""
+    launches = noted_launches(monkeypatch)
+    ours, theirs = (strategies.Skip(copy.deepcopy(inner), factor=1.5) for _ in range(2))
+    sequence = norms(22)
+    outliers = []
+    for norm in sequence:
+        found = ours.decide(of_norm(norm))
+        with fastclip.use_backend("cpu"):
+            expected = theirs.decide(of_norm(norm))
+        assert found.outlier is not None
+        outliers.append(bool(found.outlier))
+        assert outliers[-1] == bool(expected.outlier)
+        if math.isfinite(norm):
+            torch.testing.assert_close(
+                (found.threshold, found.coefs), (expected.threshold, expected.coefs), rtol=1e-12, atol=0
+            )
+        else:
+            assert outliers[-1], "what is not finite is an outlier"
+    assert 0 < sum(outliers) < len(sequence)
+    assert len(launches) == 2 * len(sequence)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_function_leaves_what_is_not_finite_and_forgets_it(name: str) -> None:
     ours, reference = STRATEGIES[name](), STRATEGIES[name]()

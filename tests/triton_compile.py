@@ -136,6 +136,19 @@ def threshold_variants() -> Iterator[Variant]:
             ("median_mad", thresholds.median_mad_kernel, {**window, "k": "fp64", "factor": "fp64"}, block),
             ("percentile", thresholds.percentile_kernel, {**window, "share": "fp64"}, block),
             (
+                "skip",
+                thresholds.skip_kernel,
+                {
+                    "norm": f"*{returned}",
+                    "threshold": f"*{returned}",
+                    "limit": "*fp64",
+                    "coefficient": "*fp64",
+                    "outlier": "*u8",
+                    "factor": "fp64",
+                },
+                {},
+            ),
+            (
                 "quantile_servo",
                 thresholds.quantile_servo_kernel,
                 {**norms, "threshold": "*fp64", "quantile": "fp64", "eta": "fp64"},

@@ -12,6 +12,7 @@ from fastclip.kernels.thresholds import (
     median_mad_kernel,
     percentile_kernel,
     quantile_servo_kernel,
+    skip_kernel,
     zscore_kernel,
 )
 
@@ -58,6 +59,18 @@ def quantile_servo(
 ) -> None:
     """Learn as `strategies.QuantileServo` does."""
     quantile_servo_kernel[(1,)](norm, _byte(skipped), threshold, quantile, eta, **OF_STATE.options())
+
+
+def skip(norm: Tensor, threshold: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Decide as `strategies.Skip` does.
+
+    Returns:
+        A copy of the threshold and the coefficient, 0-dim float64, and whether to leave the step out, bool.
+    """
+    limit, coefficient = torch.empty(2, dtype=torch.float64, device=norm.device).unbind()
+    outlier = torch.empty((), dtype=torch.bool, device=norm.device)
+    skip_kernel[(1,)](norm, threshold, limit, coefficient, _byte(outlier), factor, **OF_STATE.options())
+    return limit, coefficient, outlier
 
 
 def zscore(

@@ -107,6 +107,18 @@ def quantile_servo_kernel(norm, skipped, threshold, quantile: tl.float64, eta: t
     tl.store(threshold, tl.where(counts & (moved > 0.0), moved, limit))
 
 
+@triton.jit
+def skip_kernel(norm, threshold, limit, coefficient, outlier, factor: tl.float64):
+    """Write threshold and coefficient for this norm, and whether it is beyond; not finite is beyond."""
+    factor = tl.full([], factor, tl.float64)
+    x = tl.load(norm).to(tl.float64)
+    bound = tl.load(threshold).to(tl.float64)
+    within = x <= bound * factor  # False of nan
+    tl.store(limit, bound)
+    tl.store(coefficient, tl.where(within, clip_coefficient(x, bound), 1.0))
+    tl.store(outlier, tl.where(within & (x < float("inf")), 0, 1).to(tl.uint8))
+
+
 @triton.jit(do_not_specialize=["warmup"])
 def zscore_kernel(
     norm,

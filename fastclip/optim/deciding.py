@@ -175,30 +175,41 @@ def _decided(
     home = next((m for m in each if m.gradients.parameters), each[0]).gradients.total_norm
     norms = [m.gradients.total_norm.to(home) for m in each]
     norm = norms[0] if len(norms) == 1 else combined(norms, settings.norm_type, [torch.float64])
-    # The comparison is False of nan, too.
-    skipped = ~(norm < math.inf) if settings.skips else torch.zeros_like(norm, dtype=torch.bool)
-    for m in each:
-        if m.found is not None:
-            skipped = skipped | (m.found.to(home.device) != 0)
     is_one = len(each) == 1
     is_alone = is_one and each[0].found is None
-    may_skip = settings.skips or amp.found_inf is not None
+    skipped = None if is_alone else _unusable(norm, each, settings)
     decisions = []
     for m in each:
-        if not is_alone:  # what a scaler or another group leaves out is nothing to learn from
+        if skipped is not None:  # what a scaler or another group leaves out is nothing to learn from
             m.gradients.total_norm = torch.where(skipped, math.nan, m.gradients.total_norm.to(home))
         decision = _decision(m)
         if decision.within is not None and not (is_one and decision.within.folds(m.gradients.parameters)):
             decision.within.clip_(m.gradients.parameters, m.gradients.scale, m.gradients.shards)
             decision = replace(decision, within=None)
         decisions.append(decision)
-        if decision.outlier is not None:
-            skipped, may_skip = skipped | decision.outlier, True
+    outliers = [decision.outlier for decision in decisions if decision.outlier is not None]
+    may_skip = settings.skips or amp.found_inf is not None or bool(outliers)
+    if is_alone and settings.skips and outliers:
+        skipped = outliers[0]  # of what is not finite, too
+    else:
+        skipped = _unusable(norm, each, settings) if skipped is None else skipped
+        for outlier in outliers:
+            skipped = skipped | (outlier & (norm < math.inf))
     coefs = decisions[0].coefs.to(home) if is_one else _in_order(optimizer, each, decisions, home)
     threshold = decisions[0].threshold if is_one else None
     shown = coefs.amin() if coefs.numel() > 1 else coefs.reshape(())
     within = decisions[0].within if is_one else None
     return Outcome(norm, shown, skipped, threshold), coefs, within, may_skip
+
+
+def _unusable(norm: Tensor, each: list[_Measured], settings: Settings) -> Tensor:
+    """Return whether a step is left out whatever strategies say: it is not finite, or a scaler found inf."""
+    # The comparison is False of nan, too.
+    skipped = ~(norm < math.inf) if settings.skips else torch.zeros_like(norm, dtype=torch.bool)
+    for m in each:
+        if m.found is not None:
+            skipped = skipped | (m.found.to(norm.device) != 0)
+    return skipped
 
 
 def _in_order(optimizer: Optimizer, each: list[_Measured], decisions: list[Decision], home: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Decision:
     Attributes:
         coefs: What to multiply them by: one for all or, in the order of the parameters, one for each; 1-dim.
         threshold: The norm from which on they are clipped, 0-dim; None where there is none for all.
-        outlier: Whether to leave the step out, 0-dim bool; None: not for this strategy to say.
+        outlier: Whether to leave the step out, 0-dim bool, True of a norm that is not finite; None: not for
+            this strategy to say.
         within: What is clipped within each gradient, after its coefficient; None: nothing.
     """
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fastclip.backends.eager import clip_coefficient
+from fastclip.strategies import on_device
 from fastclip.strategies.base import Decision, Global, Gradients, Strategy, positive
 
 
@@ -35,11 +38,24 @@ class Skip(Strategy):
 
     def decide(self, gradients: Gradients) -> Decision:
         """Return the strategy's coefficient, and whether the norm is beyond it."""
-        found = self.strategy.decide(gradients)
-        assert found.threshold is not None  # of a Global
-        outlier = gradients.total_norm > found.threshold * self.factor
-        coefs = torch.where(outlier, 1.0, found.coefs)
-        return Decision(coefs, found.threshold, outlier)
+        norm = gradients.total_norm
+        if self.strategy.predicts:
+            limit, coef, outlier = self._decide(norm, self.strategy.threshold(norm))
+            self.strategy.learn(norm)
+        else:
+            found = self.strategy.decide(gradients)
+            assert found.threshold is not None  # of a Global
+            limit, coef, outlier = self._decide(norm, found.threshold)
+        return Decision(coef.reshape(1), limit, outlier)
+
+    def _decide(self, norm: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a copy of the threshold, the coefficient, and whether the norm is an outlier."""
+        if (kernels := on_device.kernels(norm)) is not None:
+            found: tuple[Tensor, Tensor, Tensor] = kernels.skip(norm, threshold, self.factor)
+            return found
+        limit = threshold.clone()
+        outlier = ~((norm <= limit * self.factor) & norm.isfinite())
+        return limit, torch.where(outlier, 1.0, clip_coefficient(limit, norm)), outlier
 
     def state_dict(self) -> dict[str, Any]:
         """Return the class and the state of the strategy in it."""
