@@ -64,4 +64,10 @@ FASTCLIP_HOST_DEVICE inline AdamCoefficients adam_coefficients(const AdamOptions
   return c;
 }
 
+// `fresh` is the first step of a buffer, which begins as the gradient itself.
+constexpr SgdCoefficients sgd_coefficients(const SgdOptions& options, bool fresh) {
+  return {options.lr, options.weight_decay, options.momentum, fresh ? 1 : 1 - options.dampening,
+          options.nesterov};
+}
+
 }  // namespace fastclip

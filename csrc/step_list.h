@@ -23,7 +23,7 @@ struct StepGroup {
 // Which kernels a step is read for, and what they can do.
 struct StepKernels {
   int32_t device_type;    // all tensors are to be on one device of it
-  bool host_counts;       // the steps, else they do
+  bool host_counts;       // the steps, and knows the rates; else they do, and read rates on the device
   bool takes_wide_state;  // float32, of 16-bit parameters
 };
 
@@ -76,6 +76,7 @@ class StepList {
   // Makes the next step's reading quicker. Only for a list that is whole: then it holds all that it has read.
   void prepare_next() { ahead_.find_storages(); }
 
+  const StepKernels& kernels() const { return kernels_; }
   const std::vector<Span>& grads() const { return grads_; }
   const std::vector<StepTarget>& targets() const { return targets_; }
   // In the order of the targets, which refer to them by index.

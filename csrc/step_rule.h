@@ -39,7 +39,16 @@ struct AdamCoefficients {
   double eps;
 };
 
-// Of torch.optim.SGD. The state is momentum_buffer, null without momentum.
+// Of torch.optim.SGD.
+struct SgdOptions {
+  double lr;
+  double weight_decay;
+  double momentum;
+  double dampening;
+  bool nesterov;
+};
+
+// The state is momentum_buffer, null without momentum.
 struct SgdCoefficients {
   double lr;
   double weight_decay;

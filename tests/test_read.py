@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import DTYPES, dtype_id, parameters_of
 from torch import Tensor
+from torch.optim import SGD, Adam, AdamW
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
@@ -74,8 +75,9 @@ def test_rows_of_a_step(dtype: torch.dtype) -> None:
     params = [with_grad(dtype) for _ in range(3)]
     counters = [torch.zeros(()), torch.zeros((), dtype=torch.float64), torch.zeros(())]
     state = {p: adam_state(p, counter=counter) for p, counter in zip(params, counters, strict=True)}
-    groups = [(params[:1], False), ([torch.nn.Parameter(torch.zeros(1))], False), (params[1:], True)]
-    found = _C.read_adam_step(groups, state, set(params[2:]), False, CPU, *WHOLE)
+    with_largest = {"params": params[1:], "amsgrad": True}
+    groups = [{"params": params[:1]}, {"params": [torch.nn.Parameter(torch.zeros(1))]}, with_largest]
+    found = _C.AdamStep.collect(AdamW(groups).param_groups, state, set(params[2:]), False, CPU, *WHOLE)
     assert (len(found), found.has_float64, found.has_empty) == (3, dtype == torch.float64, False)
     assert not found.missing
     rows = found.rows().tolist()
@@ -89,15 +91,72 @@ def test_rows_of_a_step(dtype: torch.dtype) -> None:
 def test_rows_of_sgd() -> None:
     with_buffer, without = with_grad(), with_grad()
     state = {with_buffer: {"momentum_buffer": torch.zeros(8)}}
-    found = _C.read_sgd_step([([with_buffer], 0.9), ([without], 0.0)], state, set(), False, CPU, *WHOLE)
+    groups = SGD([{"params": [with_buffer], "momentum": 0.9}, {"params": [without]}]).param_groups
+    found = _C.SgdStep.collect(groups, state, set(), False, CPU, *WHOLE)
     buffer = state[with_buffer]["momentum_buffer"].data_ptr()
     assert found.rows()[:, 2:9].tolist() == [[buffer, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0]]
+
+
+def rules_of(optimizer: Adam | SGD) -> Any:
+    """The rows of float64 that Triton's kernels take, of parameters without a gradient."""
+    kind = _C.SgdStep if type(optimizer) is SGD else _C.AdamStep
+    found = kind.collect(optimizer.param_groups, {}, set(), False, CPU, *WHOLE)
+    return found if isinstance(found, str) else found.rules().view("float64")
+
+
+def a_parameter() -> list[torch.nn.Parameter]:
+    return [torch.nn.Parameter(torch.zeros(2))]
+
+
+def test_options_are_read_by_name_whatever_their_order() -> None:
+    adam = Adam(a_parameter(), lr=0.1, betas=(0.2, 0.3), eps=0.4, weight_decay=0.5, maximize=True)
+    adam.add_param_group({"params": a_parameter(), "decoupled_weight_decay": True, "maximize": False})
+    adam.param_groups[1] = dict(reversed(adam.param_groups[1].items()))
+    both = [0.5, 0.2, 0.3, 0.4]
+    assert rules_of(adam).tolist() == [[0.1, 0, 0, -1, *both, 0], [0.1, 0, 0, 1, *both, 1]]
+    sgd = SGD(a_parameter(), lr=0.1, momentum=0.2, weight_decay=0.4, nesterov=True)
+    sgd.param_groups[0]["dampening"] = 0.3
+    assert rules_of(sgd).tolist() == [[0.1, 0, 0, 1, 0.4, 0.2, 0.3, 1, 0]]
+
+
+def test_numbers_may_be_tensors_on_the_cpu_and_a_rate_is_left_where_it_is() -> None:
+    rate = torch.tensor(0.25, dtype=torch.float64)
+    betas = (torch.tensor(0.5), torch.tensor(0.75))
+    optimizer = Adam(a_parameter(), lr=rate, betas=betas, weight_decay=1)
+    rules = rules_of(optimizer)
+    assert rules.tolist()[0][2:] == [1, 1, 1, 0.5, 0.75, 1e-8, 0]
+    assert rules.view("int64")[0, 1] == rate.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("lr", torch.tensor(0.1, device="meta"), "the lr of group 1 is on meta"),
+        ("lr", torch.tensor(1), "the lr of group 1 is not one float32 or float64"),
+        ("eps", torch.tensor(0.1, device="meta"), "the eps of group 1 is on meta"),
+        ("betas", (0.9, torch.tensor(0.9, device="meta")), "the betas of group 1 is on meta"),
+        ("betas", (0.9,), "the betas of group 1 is not a pair"),
+        ("params", (), "the params of group 1 is no list"),
+    ],
+)
+def test_options_that_the_kernels_cannot_take_are_named(name: str, value: Any, reason: str) -> None:
+    optimizer = AdamW([{"params": a_parameter()}, {"params": a_parameter()}])
+    optimizer.param_groups[1][name] = value
+    assert rules_of(optimizer) == reason
+
+
+@pytest.mark.parametrize("name", ["params", "lr", "betas", "weight_decay", "amsgrad", "maximize"])
+def test_an_option_that_is_not_there_is_an_error_as_it_is_in_torch(name: str) -> None:
+    optimizer = AdamW(a_parameter())
+    del optimizer.param_groups[0][name]
+    with pytest.raises(KeyError, match=name):
+        rules_of(optimizer)
 
 
 def test_parameters_without_state_are_named() -> None:
     params = [with_grad(), with_grad()]
     state = {params[0]: adam_state(params[0])}
-    found = _C.read_adam_step([(params, False)], state, set(), False, CPU, *WHOLE)
+    found = _C.AdamStep.collect(AdamW(params).param_groups, state, set(), False, CPU, *WHOLE)
     assert [p is params[1] for p in found.missing] == [True]
     assert len(found) == 1
     assert not found.counted_on_cpu
@@ -107,9 +166,9 @@ def test_state_wider_than_its_parameter_is_for_the_cuda_library_alone() -> None:
     param = with_grad(torch.bfloat16)
     state = {param: adam_state(param, torch.float32)}
     declined = "parameter 0 of group 0: its exp_avg has another dtype, shape or layout"
-    assert _C.read_adam_step([([param], False)], state, set(), False, CPU, *WHOLE) == declined
-    group = ([param], False, 0.9, 0.999, 1e-8, 0.0, True, False, 0.1, 0, False)
-    assert len(_C.CudaAdamStep.collect([group], state, set(), False, CPU, *WHOLE)) == 1
+    groups = AdamW([param]).param_groups
+    assert _C.AdamStep.collect(groups, state, set(), False, CPU, *WHOLE) == declined
+    assert len(_C.CudaAdamStep.collect(groups, state, set(), False, CPU, *WHOLE)) == 1
 
 
 def test_what_the_kernels_write_may_not_be_shared() -> None:
@@ -122,9 +181,8 @@ def test_what_the_kernels_write_may_not_be_shared() -> None:
         if one_grad:
             listed[1].grad = listed[0].grad
         state = {p: adam_state(p, counter=count) for p, count in zip(listed, counters, strict=True)}
-        answers = [
-            _C.read_adam_step([(listed, False)], state, set(), write, CPU, *WHOLE) for write in (False, True)
-        ]
+        groups = AdamW(listed).param_groups
+        answers = [_C.AdamStep.collect(groups, state, set(), write, CPU, *WHOLE) for write in (False, True)]
         return [answer if isinstance(answer, str) else None for answer in answers]
 
     apart, own = [memory[:8], memory[8:]], [torch.zeros(()), torch.zeros(())]
@@ -138,7 +196,12 @@ def test_a_step_holds_what_it_has_read() -> None:
     param = with_grad()
     state = {param: adam_state(param)}
     held = [weakref.ref(t) for t in (param.grad, state[param]["exp_avg"], state[param]["step"])]
-    found = _C.read_adam_step([([param], False)], state, set(), False, CPU, *WHOLE)
+    rate = torch.tensor(0.1)
+    held.append(weakref.ref(rate))
+    groups = AdamW([param], lr=rate).param_groups
+    found = _C.AdamStep.collect(groups, state, set(), False, CPU, *WHOLE)
+    groups[0]["lr"] = 0.1
+    del rate
     param.grad = None
     state.clear()
     assert all(tensor() is not None for tensor in held)
@@ -148,7 +211,7 @@ def test_a_step_holds_what_it_has_read() -> None:
 
 def test_autograd_is_told_of_parameters_and_of_gradients_that_are_written() -> None:
     param = with_grad()
-    found = _C.read_sgd_step([([param], 0.0)], {}, set(), False, CPU, *WHOLE)
+    found = _C.SgdStep.collect(SGD([param]).param_groups, {}, set(), False, CPU, *WHOLE)
     found.increment_versions(with_grads=False)
     assert (param._version, param.grad._version) == (1, 0)
     found.increment_versions(with_grads=True)

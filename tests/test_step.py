@@ -137,6 +137,24 @@ def test_declines_layouts_that_differ() -> None:
         native(torch.optim.AdamW([param])).step()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("capturable", True, "cpu: group 0 is capturable"),
+        ("lr", torch.tensor(0.1, device="meta"), "cpu: the lr of group 0 is on meta"),
+    ],
+)
+def test_declines_groups_of_a_device(name: str, value: bool | torch.Tensor, reason: str) -> None:
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    optimizer = torch.optim.AdamW([param])
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(fastclip.BackendUnavailableError, match=reason):
+        native(optimizer).step()
+    assert not optimizer.state
+    assert torch.equal(param, torch.ones(4))
+
+
 def test_declines_memory_that_is_shared_or_negated() -> None:
     memory = torch.randn(10)
     pair = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[4:])]

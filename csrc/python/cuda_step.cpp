@@ -1,11 +1,12 @@
 // An optimizer's step on a CUDA device: its groups are read once, Python allocates what the kernels write,
 // and passes addresses in.
 #include <cstddef>
-#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "finalize.h"
 #include "python/bridge.h"
 #include "python/read.h"
 
@@ -29,76 +30,38 @@ T* pointer(const py::handle& address) {
 
 uint8_t float_dtype(bool is_float64) { return is_float64 ? FASTCLIP_CUDA_FLOAT64 : FASTCLIP_CUDA_FLOAT32; }
 
-// (params, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize, lr, address of lr on the device or
-// 0, whether that is a float64)
-struct AdamGroup {
-  using Rule = FastclipCudaAdamRule;
-  static constexpr GroupReader* kReader = &adam_group;
+FastclipCudaAdamRule rule_of(const AdamGroup& group, bool) {
+  const AdamOptions& options = group.options;
+  return {group.rate.address,
+          options.lr,
+          options.beta1,
+          options.beta2,
+          options.eps,
+          options.weight_decay,
+          float_dtype(group.rate.is_float64),
+          options.decoupled,
+          group.maximize};
+}
 
-  Rule options;
-
-  explicit AdamGroup(const py::tuple& group)
-      : options{pointer<void>(group[9]),
-                group[8].cast<double>(),
-                group[2].cast<double>(),
-                group[3].cast<double>(),
-                group[4].cast<double>(),
-                group[5].cast<double>(),
-                float_dtype(group[10].cast<bool>()),
-                group[6].cast<bool>(),
-                group[7].cast<bool>()} {}
-
-  Rule rule(bool) const { return options; }
-};
-
-// (params, momentum, dampening, weight_decay, nesterov, maximize, lr, address of lr on the device or 0,
-// whether that is a float64)
-struct SgdGroup {
-  using Rule = FastclipCudaSgdRule;
-  static constexpr GroupReader* kReader = &sgd_group;
-
-  Rule options;
-  double dampening;
-
-  explicit SgdGroup(const py::tuple& group)
-      : options{pointer<void>(group[7]), group[6].cast<double>(),
-                group[1].cast<double>(), 1,
-                group[3].cast<double>(), float_dtype(group[8].cast<bool>()),
-                group[4].cast<bool>(),   group[5].cast<bool>()},
-        dampening(group[2].cast<double>()) {}
-
-  Rule rule(bool fresh) const {
-    Rule rule = options;
-    if (!fresh) rule.grad_share = 1 - dampening;
-    return rule;
-  }
-};
+FastclipCudaSgdRule rule_of(const SgdGroup& group, bool fresh) {
+  const SgdCoefficients c = sgd_coefficients(group.options, fresh);
+  return {group.rate.address, c.lr,           c.momentum,
+          c.grad_share,       c.weight_decay, float_dtype(group.rate.is_float64),
+          c.nesterov,         group.maximize};
+}
 
 // A step by libfastclip_cuda.
 template <class Group>
-class CudaStep : public HeldStep {
+class CudaStep : public GroupedStep<Group> {
  public:
-  using HeldStep::HeldStep;
+  static constexpr bool kTakesWideState = true;
 
-  // Returns a CudaStep, or the reason why there is none.
-  static py::object collect(const py::list& groups, const py::dict& state, const py::set& fresh,
-                            bool write_grads, int32_t device_type, const py::object& dtensor,
-                            const py::dict& gradients) {
-    auto step = std::make_unique<CudaStep>(StepKernels{device_type, false, true}, state, fresh,
-                                           StepShards{dtensor.ptr(), gradients.ptr()});
-    const std::string reason = step->HeldStep::collect(groups, Group::kReader, write_grads);
-    if (!reason.empty()) return py::str(reason);
-    const auto read = groups_of<Group>(groups);
-    for (const StepRuleUse& use : step->list_.rules()) {
-      step->rules_.push_back(read[use.group].rule(use.fresh));
-    }
-    return py::cast(std::move(step));
-  }
+  using GroupedStep<Group>::GroupedStep;
 
   int64_t workspace_bytes() const {
     int64_t nbytes = 0;
-    const auto num_spans = static_cast<int64_t>(size());
-    reason_of(CudaLibrary::get().step_workspace_bytes(device(), num_spans, &nbytes));
+    const auto num_spans = static_cast<int64_t>(this->size());
+    reason_of(CudaLibrary::get().step_workspace_bytes(this->device(), num_spans, &nbytes));
     return nbytes;
   }
 
@@ -123,31 +86,32 @@ class CudaStep : public HeldStep {
                                           pointer<void>(clip_coef),
                                           pointer<uint8_t>(skipped),
                                           pointer<double>(counts)};
-    const auto call = cuda_call(list_.grads(), list_.device(), pointer<void>(workspace));
-    const auto* targets = reinterpret_cast<const FastclipCudaStepTarget*>(list_.targets().data());
-    const auto num_rules = static_cast<int64_t>(rules_.size());
+    const StepList& list = this->list_;
+    const auto call = cuda_call(list.grads(), list.device(), pointer<void>(workspace));
+    const auto* targets = reinterpret_cast<const FastclipCudaStepTarget*>(list.targets().data());
+    std::vector<decltype(rule_of(std::declval<Group>(), false))> rules;
+    rules.reserve(list.rules().size());
+    for (const StepRuleUse& use : list.rules()) {
+      rules.push_back(rule_of(this->groups_[use.group], use.fresh));
+    }
+    const auto num_rules = static_cast<int64_t>(rules.size());
     int status;
     if constexpr (std::is_same_v<Group, AdamGroup>) {
-      status = CudaLibrary::get().adam_step(&call, targets, rules_.data(), num_rules, &options);
+      status = CudaLibrary::get().adam_step(&call, targets, rules.data(), num_rules, &options);
     } else {
-      status = CudaLibrary::get().sgd_step(&call, targets, rules_.data(), num_rules, &options);
+      status = CudaLibrary::get().sgd_step(&call, targets, rules.data(), num_rules, &options);
     }
     std::string reason = reason_of(status);
-    if (reason.empty()) increment_versions(write_grads);
+    if (reason.empty()) this->increment_versions(write_grads);
     return reason;
   }
-
- private:
-  std::vector<typename Group::Rule> rules_;
 };
 
 template <class Group>
 void define(py::module_& m, const char* name) {
   using namespace pybind11::literals;
   using Step = CudaStep<Group>;
-  py::class_<Step, HeldStep>(m, name)
-      .def_static("collect", &Step::collect, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a,
-                  "device_type"_a, "dtensor"_a, "gradients"_a, "The step, or why it is not for the library.")
+  define_step<Step>(m, name)
       .def_property_readonly("workspace_bytes", &Step::workspace_bytes)
       .def("run", &Step::run, "p"_a, "max_norm"_a, "max_norm_on_device"_a, "given_coefs"_a,
            "given_per_span"_a, "max_value"_a, "skip_nonfinite"_a, "write_grads"_a, "grad_scale"_a,

@@ -2,6 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <tuple>
+
 namespace py = pybind11;
 
 namespace fastclip {
@@ -15,14 +20,39 @@ py::list to_list(const std::vector<PyObject*>& tensors) {
   return result;
 }
 
-template <GroupReader reader>
-py::object read_step(const py::list& groups, const py::dict& state, const py::set& fresh, bool write_grads,
-                     int32_t device_type, const py::object& dtensor, const py::dict& gradients) {
-  auto step = std::make_unique<HeldStep>(StepKernels{device_type, false, false}, state, fresh,
-                                         StepShards{dtensor.ptr(), gradients.ptr()});
-  const std::string reason = step->collect(groups, reader, write_grads);
-  if (!reason.empty()) return py::str(reason);
-  return py::cast(std::move(step));
+int64_t bits(double value) {
+  int64_t result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// A group's first columns of RULE_*, and those of its optimizer.
+using RuleRow = std::array<int64_t, 9>;
+
+RuleRow rule_row(const AdamGroup& group) {
+  const AdamOptions& o = group.options;
+  return {bits(o.lr),
+          address(group.rate.address),
+          bits(group.rate.is_float64),
+          bits(group.maximize ? -1 : 1),
+          bits(o.weight_decay),
+          bits(o.beta1),
+          bits(o.beta2),
+          bits(o.eps),
+          bits(o.decoupled)};
+}
+
+RuleRow rule_row(const SgdGroup& group) {
+  const SgdOptions& o = group.options;
+  return {bits(o.lr),
+          address(group.rate.address),
+          bits(group.rate.is_float64),
+          bits(group.maximize ? -1 : 1),
+          bits(o.weight_decay),
+          bits(o.momentum),
+          bits(o.dampening),
+          bits(o.nesterov),
+          bits(0)};
 }
 
 // Whether a list has a DTensor, and else whether it has what carries this attribute. About 15 ns per tensor.
@@ -71,14 +101,6 @@ py::tuple read_shards(const py::list& list, bool of_gradients, const py::handle&
 
 }  // namespace
 
-StepGroup adam_group(const py::tuple& group) {
-  return adam_parameters(group[0].ptr(), group[1].cast<bool>());
-}
-
-StepGroup sgd_group(const py::tuple& group) {
-  return sgd_parameters(group[0].ptr(), group[1].cast<double>());
-}
-
 std::string collect(TensorList& tensors, const py::list& list, TensorList::Source source,
                     int32_t device_type) {
   switch (tensors.collect(list.ptr(), source, device_type)) {
@@ -88,20 +110,6 @@ std::string collect(TensorList& tensors, const py::list& list, TensorList::Sourc
       return tensors.reason();
     case TensorList::Outcome::kOk:
       break;
-  }
-  return "";
-}
-
-std::string collect(StepList& step, const py::list& groups, GroupReader* reader) {
-  for (const py::handle handle : groups) {
-    switch (step.collect(reader(py::reinterpret_borrow<py::tuple>(handle)))) {
-      case StepList::Outcome::kPythonError:
-        throw py::error_already_set();
-      case StepList::Outcome::kDeclined:
-        return step.reason();
-      case StepList::Outcome::kOk:
-        break;
-    }
   }
   return "";
 }
@@ -127,14 +135,6 @@ py::array_t<int64_t> HeldTensors::spans() const {
     *cell++ = static_cast<int64_t>(span.dtype);
   }
   return rows;
-}
-
-std::string HeldStep::collect(const py::list& groups, GroupReader* reader, bool write_grads) {
-  std::string reason = fastclip::collect(list_, groups, reader);
-  if (reason.empty() && list_.check_overlap(write_grads) == StepList::Outcome::kDeclined) {
-    reason = list_.reason();
-  }
-  return reason;
 }
 
 py::list HeldStep::missing() const { return to_list(list_.missing()); }
@@ -166,6 +166,17 @@ void HeldStep::increment_versions(bool with_grads) const {
   if (with_grads) fastclip::increment_versions(list_.grad_tensors());
 }
 
+template <class Group>
+py::array_t<int64_t> GroupedStep<Group>::rules() const {
+  py::array_t<int64_t> rows({groups_.size(), std::tuple_size_v<RuleRow>});
+  int64_t* cell = rows.mutable_data();
+  for (const Group& group : groups_) {
+    const RuleRow row = rule_row(group);
+    cell = std::copy(row.begin(), row.end(), cell);
+  }
+  return rows;
+}
+
 void bind_read(py::module_& m) {
   using namespace pybind11::literals;
   py::class_<HeldTensors>(m, "Tensors")
@@ -191,12 +202,8 @@ void bind_read(py::module_& m) {
       .def_property_readonly("counted_on_cpu", &HeldStep::counted_on_cpu)
       .def("rows", &HeldStep::rows, "(n, 11) int64, see fastclip/kernels/step_table.py.")
       .def("increment_versions", &HeldStep::increment_versions, "with_grads"_a);
-  const auto define = [&m](const char* name, auto function) {
-    m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "write_grads"_a, "device_type"_a, "dtensor"_a,
-          "gradients"_a, "A Step whose state is of the parameters' dtypes, or why there is none.");
-  };
-  define("read_adam_step", &read_step<adam_group>);
-  define("read_sgd_step", &read_step<sgd_group>);
+  define_step<GroupedStep<AdamGroup>>(m, "AdamStep").def("rules", &GroupedStep<AdamGroup>::rules);
+  define_step<GroupedStep<SgdGroup>>(m, "SgdStep").def("rules", &GroupedStep<SgdGroup>::rules);
 }
 
 }  // namespace fastclip

@@ -7,8 +7,7 @@
 #include <string>
 #include <utility>
 
-#include "python/module.h"
-#include "step_list.h"
+#include "python/groups.h"
 #include "tensor_list.h"
 
 namespace fastclip {
@@ -47,9 +46,6 @@ class HeldStep {
   HeldStep(StepKernels kernels, const pybind11::dict& state, const pybind11::set& fresh, StepShards shards)
       : list_(kernels, state.ptr(), fresh.ptr(), shards) {}
 
-  // Returns an empty string, or why the step is not for the kernels.
-  std::string collect(const pybind11::list& groups, GroupReader* reader, bool write_grads);
-
   size_t size() const { return list_.grads().size(); }
   int device() const { return list_.device().id; }
   bool has_empty() const { return list_.has_empty(); }
@@ -65,5 +61,43 @@ class HeldStep {
  protected:
   StepList list_;
 };
+
+// The same with the options of its groups, whose kind is that of the optimizer.
+template <class Group>
+class GroupedStep : public HeldStep {
+ public:
+  static constexpr bool kTakesWideState = false;
+
+  using HeldStep::HeldStep;
+
+  // Returns a `Held`, which is this class or derived from it, or the reason why there is none.
+  template <class Held>
+  static pybind11::object collect(const pybind11::list& param_groups, const pybind11::dict& state,
+                                  const pybind11::set& fresh, bool write_grads, int32_t device_type,
+                                  const pybind11::object& dtensor, const pybind11::dict& gradients) {
+    auto step = std::make_unique<Held>(StepKernels{device_type, false, Held::kTakesWideState}, state, fresh,
+                                       StepShards{dtensor.ptr(), gradients.ptr()});
+    StepList& list = step->list_;
+    const std::string reason = fastclip::collect(list, param_groups, &step->groups_);
+    if (!reason.empty()) return pybind11::str(reason);
+    if (list.check_overlap(write_grads) == StepList::Outcome::kDeclined) return pybind11::str(list.reason());
+    return pybind11::cast(std::move(step));
+  }
+
+  // (groups, 9): the columns RULE_* of fastclip/kernels/coefficients.py, as the bits of float64.
+  pybind11::array_t<int64_t> rules() const;
+
+ protected:
+  std::vector<Group> groups_;
+};
+
+// Defines a step that is to be read: GroupedStep, or derived from it.
+template <class Held>
+pybind11::class_<Held, HeldStep> define_step(pybind11::module_& m, const char* name) {
+  using namespace pybind11::literals;
+  return pybind11::class_<Held, HeldStep>(m, name).def_static(
+      "collect", &Held::template collect<Held>, "param_groups"_a, "state"_a, "fresh"_a, "write_grads"_a,
+      "device_type"_a, "dtensor"_a, "gradients"_a, "The step, or why it is not for the kernels.");
+}
 
 }  // namespace fastclip

@@ -7,50 +7,20 @@
 #include <vector>
 
 #include "cpu/step_pipeline.h"
-#include "python/module.h"
-#include "step_list.h"
+#include "python/groups.h"
 
 namespace py = pybind11;
 
 namespace fastclip {
 namespace {
 
-// What the parameters of a group are updated by.
-struct AdamGroup {
-  static constexpr GroupReader* kReader = &adam_group;
+cpu::StepRule rule_of(const AdamGroup& group, const StepRuleUse& use) {
+  return {adam_coefficients(group.options, use.step), group.maximize};
+}
 
-  AdamOptions options;
-  bool maximize;
-
-  // (params, amsgrad, beta1, beta2, eps, weight_decay, decoupled, maximize, lr)
-  explicit AdamGroup(const py::tuple& group)
-      : options{group[8].cast<double>(), group[2].cast<double>(), group[3].cast<double>(),
-                group[4].cast<double>(), group[5].cast<double>(), group[6].cast<bool>()},
-        maximize(group[7].cast<bool>()) {}
-
-  cpu::StepRule rule(double step, bool) const { return {adam_coefficients(options, step), maximize}; }
-};
-
-struct SgdGroup {
-  static constexpr GroupReader* kReader = &sgd_group;
-
-  SgdCoefficients coefficients;
-  double dampening;
-  bool maximize;
-
-  // (params, momentum, dampening, weight_decay, nesterov, maximize, lr)
-  explicit SgdGroup(const py::tuple& group)
-      : coefficients{group[6].cast<double>(), group[3].cast<double>(), group[1].cast<double>(), 1,
-                     group[4].cast<bool>()},
-        dampening(group[2].cast<double>()),
-        maximize(group[5].cast<bool>()) {}
-
-  cpu::StepRule rule(double, bool fresh) const {
-    SgdCoefficients c = coefficients;
-    if (!fresh) c.grad_share = 1 - dampening;
-    return {c, maximize};
-  }
-};
+cpu::StepRule rule_of(const SgdGroup& group, const StepRuleUse& use) {
+  return {sgd_coefficients(group.options, use.fresh), group.maximize};
+}
 
 // (ratio, eps, elements of a unit of each gradient): cpu::UnitRule.
 using UnitSettings = std::tuple<double, double, std::vector<int64_t>>;
@@ -59,12 +29,13 @@ using UnitSettings = std::tuple<double, double, std::vector<int64_t>>;
 // parameters that lack state; or a string, why this step is not for the CPU kernels. Only the first has
 // changed anything.
 template <class Group>
-py::object step(const py::list& groups, const py::dict& state, const py::set& fresh, double max_norm,
+py::object step(const py::list& param_groups, const py::dict& state, const py::set& fresh, double max_norm,
                 double p, double grad_scale, bool skip_nonfinite, bool write_grads, int num_threads,
                 std::vector<double> given_coefs, double max_value, UnitSettings units,
                 const py::object& dtensor, const py::dict& gradients) {
   StepList list({dlpack::kCpu, true, false}, state.ptr(), fresh.ptr(), {dtensor.ptr(), gradients.ptr()});
-  if (const std::string reason = collect(list, groups, Group::kReader); !reason.empty()) {
+  std::vector<Group> groups;
+  if (const std::string reason = collect(list, param_groups, &groups); !reason.empty()) {
     return py::str(reason);
   }
   if (!list.missing().empty()) {
@@ -84,8 +55,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
   }
   std::vector<cpu::StepRule> rules;
   rules.reserve(list.rules().size());
-  const auto read = groups_of<Group>(groups);
-  for (const StepRuleUse& use : list.rules()) rules.push_back(read[use.group].rule(use.step, use.fresh));
+  for (const StepRuleUse& use : list.rules()) rules.push_back(rule_of(groups[use.group], use));
   auto& [ratio, eps, unit_numel] = units;
   if (!unit_numel.empty() && unit_numel.size() != list.grads().size()) {
     return py::str("the number of units' sizes is not that of the gradients");
@@ -119,7 +89,7 @@ py::object step(const py::list& groups, const py::dict& state, const py::set& fr
 void bind_step(py::module_& m) {
   using namespace pybind11::literals;
   const auto define = [&m](const char* name, auto function) {
-    m.def(name, function, "groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,
+    m.def(name, function, "param_groups"_a, "state"_a, "fresh"_a, "max_norm"_a, "p"_a, "grad_scale"_a,
           "skip_nonfinite"_a, "write_grads"_a, "num_threads"_a, "given_coefs"_a, "max_value"_a, "units"_a,
           "dtensor"_a, "gradients"_a,
           "(norm, coefficient, skipped, any float64), None, [parameters without state] or a reason.");

@@ -39,7 +39,7 @@ from fastclip.kernels.step import (
     TARGET_RULE,
 )
 
-# Columns of `rules`, one row of float64 per group; optim/native/triton.py writes them.
+# Columns of `rules`, one row of float64 per group; csrc/python/read.cpp writes them.
 RULE_LR = tl.constexpr(0)
 RULE_LR_ADDRESS = tl.constexpr(1)  # the bits of an address on the device, 0 if lr is a number
 RULE_LR_WIDE = tl.constexpr(2)  # whether there is a float64, not a float32

@@ -12,7 +12,6 @@ from fastclip.backends import cpu
 from fastclip.backends.base import Declined
 from fastclip.optim.gradients import Decided
 from fastclip.optim.native.clipping import dtensor_of, max_value_of, units_of, updated_with
-from fastclip.optim.native.groups import groups_on_host
 from fastclip.optim.native.state import discard_state, make_state
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
@@ -28,21 +27,22 @@ def step(
     decided: Decided | None,
 ) -> Outcome | Declined:
     """Clip and update in one parallel region; with `decided` nothing is measured."""
-    if reason := _declined_now(optimizer):
-        return Declined(reason)
+    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
+    if first is not None and first.device.type != "cpu":
+        # Before anything is asked of a device: a scaler's scale is there, too.
+        return Declined(f"the parameters are on {first.device}")
     if decided is not None and bool(decided.outcome.skipped):
         tally.add(decided.outcome)
         return decided.outcome
-    groups = groups_on_host(optimizer)
     instead = updated_with(decided, settings)
     if isinstance(instead, Declined):
         return instead
-    result = _call(optimizer, groups, settings, amp, set(), decided, instead)
+    result = _call(optimizer, settings, amp, set(), decided, instead)
     if isinstance(result, list):  # parameters without state: torch makes it in the first step
         fresh = make_state(optimizer, result)
         stepped = False
         try:
-            result = _call(optimizer, groups, settings, amp, set(fresh), decided, instead)
+            result = _call(optimizer, settings, amp, set(fresh), decided, instead)
             stepped = isinstance(result, tuple) and not result[2]
         finally:
             if not stepped:
@@ -64,7 +64,6 @@ def step(
 
 def _call(
     optimizer: Optimizer,
-    groups: list[tuple[Any, ...]],
     settings: Settings,
     amp: Amp,
     fresh: set[Tensor],
@@ -73,7 +72,7 @@ def _call(
 ) -> Any:
     kernel = cpu._C.sgd_step if type(optimizer) is SGD else cpu._C.adam_step
     return kernel(
-        groups,
+        optimizer.param_groups,
         optimizer.state,
         fresh,
         float(settings.max_norm),  # type: ignore[arg-type]  # which is no strategy by now
@@ -88,16 +87,3 @@ def _call(
         dtensor_of(decided),
         instead,
     )
-
-
-def _declined_now(optimizer: Optimizer) -> str | None:
-    first = next((param for group in optimizer.param_groups for param in group["params"]), None)
-    if first is not None and first.device.type != "cpu":
-        # Before anything is asked of a device: a scaler's scale is there, too.
-        return f"the parameters are on {first.device}"
-    for number, group in enumerate(optimizer.param_groups):
-        if group.get("capturable"):
-            return f"group {number} is capturable"
-        if isinstance(group["lr"], Tensor) and group["lr"].device.type != "cpu":
-            return f"the lr of group {number} is on {group['lr'].device}"
-    return None

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fastclip.backends import cuda
 from fastclip.backends.base import Declined, threshold_on
 from fastclip.optim.gradients import Decided
 from fastclip.optim.native.clipping import max_value_of
-from fastclip.optim.native.on_device import Groups, on_device, step_on_device
+from fastclip.optim.native.on_device import Kernels, on_device, step_on_device
 from fastclip.optim.outcome import Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
@@ -26,32 +26,18 @@ def step(
     optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
 ) -> Outcome | Declined:
     """Clip, update and count on the device."""
-    return step_on_device(
-        optimizer, settings, amp, tally, decided, device_type="cuda", read=_read, launch=_launch
+    kernels = Kernels(
+        adam=cuda._C.CudaAdamStep,
+        sgd=cuda._C.CudaSgdStep,
+        device_type=cuda.DLPACK_TYPE,
+        device_reason=lambda found: cuda._unusable_device(found.device),
+        launch=_launch,
     )
-
-
-def _read(
-    optimizer: Optimizer,
-    groups: Groups,
-    fresh: set[Tensor],
-    write_grads: bool,
-    dtensor: type[Tensor] | None,
-    instead: dict[Tensor, Tensor],
-) -> Any:
-    """Return a `_C.CudaAdamStep`, a `_C.CudaSgdStep` or Declined."""
-    kind = cuda._C.CudaSgdStep if type(optimizer) is SGD else cuda._C.CudaAdamStep
-    found = kind.collect(groups, optimizer.state, fresh, write_grads, cuda.DLPACK_TYPE, dtensor, instead)
-    if isinstance(found, str):
-        return Declined(found)
-    if found and (reason := cuda._unusable_device(found.device)):
-        return Declined(reason)
-    return found
+    return step_on_device(optimizer, settings, amp, tally, decided, kernels)
 
 
 def _launch(
     optimizer: Optimizer,
-    groups: Groups,
     found: Any,
     settings: Settings,
     amp: Amp,

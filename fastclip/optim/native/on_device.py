@@ -8,36 +8,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends.base import Declined
 from fastclip.optim.gradients import Decided
 from fastclip.optim.native.clipping import dtensor_of, updated_with
-from fastclip.optim.native.groups import groups_on_device
 from fastclip.optim.native.state import discard_state, ready_on_device, settle_first_step
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 from fastclip.strategies.within import Units
 
-Groups: TypeAlias = list[tuple[Any, ...]]
 
-Read: TypeAlias = Callable[
-    [Optimizer, Groups, set[Tensor], bool, type[Tensor] | None, dict[Tensor, Tensor]], Any
-]
-"""(optimizer, groups, parameters whose state was made for this step, write_grads, the class DTensor if there
-are any, what to update parameters with in the place of their gradients) -> `_C.Step` or Declined.
+@dataclass(frozen=True)
+class Kernels:
+    """What steps on a device.
 
-The step holds every tensor whose address it has read; so they are there until the kernels are launched.
-"""
+    Attributes:
+        adam: A class of `_C`, such as `AdamStep`: holds the tensors whose addresses it reads, so that they
+            are there until the kernels are launched.
+        sgd: The same, such as `SgdStep`.
+        device_type: Of the devices that the kernels run on.
+        device_reason: Says why they cannot run on the device of what was read, or None.
+        launch: Clips, updates and counts what was read, which is whole and not empty.
+    """
 
-Launch: TypeAlias = Callable[
-    [Optimizer, Groups, Any, Settings, Amp, Tally, Decided | None], Outcome | Declined
-]
-"""Clips, updates and counts what `Read` returned, which is whole and not empty."""
+    adam: Any
+    sgd: Any
+    device_type: DLDeviceType
+    device_reason: Callable[[Any], str | None]
+    launch: Callable[[Optimizer, Any, Settings, Amp, Tally, Decided | None], Outcome | Declined]
 
 
 def step_on_device(
@@ -46,34 +51,28 @@ def step_on_device(
     amp: Amp,
     tally: Tally,
     decided: Decided | None,
-    *,
-    device_type: str,
-    read: Read,
-    launch: Launch,
+    kernels: Kernels,
 ) -> Outcome | Declined:
-    """Clip, update and count on the device; `device_type` is torch's name for what it is."""
-    groups = groups_on_device(optimizer, device_type)
-    if isinstance(groups, Declined):
-        return groups
+    """Clip, update and count on the device."""
     if decided is not None and isinstance(decided.within, Units):
         return Declined("only the CPU's kernels clip units on the way")
     instead = updated_with(decided, settings)
     if isinstance(instead, Declined):
         return instead
     where = settings.write_grads, dtensor_of(decided), instead
-    found = read(optimizer, groups, set(), *where)
+    found = _read(kernels, optimizer, set(), *where)
     made: list[Tensor] = []
     outcome: Outcome | Declined | None = None
     try:
         if not isinstance(found, Declined) and (found.missing or found.counted_on_cpu):
             made = ready_on_device(optimizer, found.missing, found.counted_on_cpu)
-            found = read(optimizer, groups, set(made), *where)
+            found = _read(kernels, optimizer, set(made), *where)
         if isinstance(found, Declined):
             outcome = found
-        elif reason := _reason_against(found, groups, settings, decided):
+        elif reason := _reason_against(found, settings, decided):
             outcome = Declined(reason)
         elif found:
-            outcome = launch(optimizer, groups, found, settings, amp, tally, decided)
+            outcome = kernels.launch(optimizer, found, settings, amp, tally, decided)
         else:
             outcome = NO_GRADIENTS if decided is None else decided.outcome
             tally.add(outcome)
@@ -93,14 +92,40 @@ def on_device(device: torch.device, outcome: Outcome) -> tuple[Tensor, Tensor, T
     return norm, coef, skipped
 
 
-def _reason_against(found: Any, groups: Groups, settings: Settings, decided: Decided | None) -> str | None:
+def _read(
+    kernels: Kernels,
+    optimizer: Optimizer,
+    fresh: set[Tensor],
+    write_grads: bool,
+    dtensor: type[Tensor] | None,
+    instead: dict[Tensor, Tensor],
+) -> Any:
+    """Return a step of `_C` or Declined.
+
+    Args:
+        kernels: What it is read for.
+        optimizer: Whose groups and state are read.
+        fresh: Parameters whose state was made for this step.
+        write_grads: Whether gradients are written.
+        dtensor: The class of which the memory on this rank is meant, or None.
+        instead: What to update parameters with in the place of their gradients.
+    """
+    kind = kernels.sgd if type(optimizer) is SGD else kernels.adam
+    found = kind.collect(
+        optimizer.param_groups, optimizer.state, fresh, write_grads, kernels.device_type, dtensor, instead
+    )
+    if isinstance(found, str):
+        return Declined(found)
+    if found and (reason := kernels.device_reason(found)):
+        return Declined(reason)
+    return found
+
+
+def _reason_against(found: Any, settings: Settings, decided: Decided | None) -> str | None:
     if found.missing or found.counted_on_cpu:
         return "a parameter's state is incomplete"
     if decided is None and math.isinf(settings.norm_type) and found.has_empty:
         return "a gradient is empty, which has no inf-norm"
     if decided is not None and found and decided.coefs.numel() not in (1, len(found)):
         return "the number of coefficients is not that of the gradients"
-    for number, (*_, lr) in enumerate(groups if found else ()):
-        if isinstance(lr, Tensor) and lr.device.type != "cpu" and lr.device.index != found.device:
-            return f"the lr of group {number} is on {lr.device}, where the parameters are not"
     return None
