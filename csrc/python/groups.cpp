@@ -1,5 +1,8 @@
 #include "python/groups.h"
 
+#include <tuple>
+#include <utility>
+
 namespace py = pybind11;
 
 namespace fastclip {
@@ -36,117 +39,136 @@ std::string device_of(py::handle tensor) { return py::str(tensor.attr("device"))
 
 std::string device_type_of(py::handle tensor) { return py::str(tensor.attr("device").attr("type")); }
 
-}  // namespace
+// Reads one group. What the kernels cannot take leaves a reason, of which the first stays.
+class GroupReader {
+ public:
+  GroupReader(py::handle group, size_t number, StepKernels kernels)
+      : group_(group), name_("group " + std::to_string(number)), kernels_(kernels) {}
 
-GroupReader::GroupReader(py::handle group, size_t number, StepKernels kernels)
-    : group_(group), name_("group " + std::to_string(number)), kernels_(kernels) {}
+  const std::string& reason() const { return reason_; }
 
-void GroupReader::decline(const std::string& reason) {
-  if (reason_.empty()) reason_ = reason;
-}
+  void read(AdamGroup* group) {
+    if (kernels_.host_counts && flag(keys().capturable)) decline(name_ + " is capturable");
+    group->params = params();
+    group->amsgrad = flag(keys().amsgrad);
+    group->maximize = flag(keys().maximize);
+    group->options.weight_decay = number(keys().weight_decay);
+    group->options.decoupled = flag(keys().decoupled);
+    group->options.eps = number(keys().eps);
+    std::tie(group->options.beta1, group->options.beta2) = pair(keys().betas);
+    group->options.lr = learning_rate(&group->rate);
+  }
 
-double GroupReader::decline(PyObject* key, const std::string& is) {
-  decline("the " + std::string(PyUnicode_AsUTF8(key)) + " of " + name_ + " is " + is);
-  return 0;
-}
+  void read(SgdGroup* group) {
+    group->params = params();
+    group->maximize = flag(keys().maximize);
+    group->options.weight_decay = number(keys().weight_decay);
+    group->options.momentum = number(keys().momentum);
+    group->options.dampening = number(keys().dampening);
+    group->options.nesterov = flag(keys().nesterov);
+    group->options.lr = learning_rate(&group->rate);
+  }
 
-py::handle GroupReader::item(PyObject* key) {
-  PyObject* const value = PyDict_GetItemWithError(group_.ptr(), key);
-  if (value == nullptr) {
+ private:
+  void decline(const std::string& reason) {
+    if (reason_.empty()) reason_ = reason;
+  }
+
+  // Says of an option what it `is`; returns 0 in its place.
+  double decline(PyObject* key, const std::string& is) {
+    decline("the " + std::string(PyUnicode_AsUTF8(key)) + " of " + name_ + " is " + is);
+    return 0;
+  }
+
+  py::handle item(PyObject* key) const {
+    PyObject* const value = PyDict_GetItemWithError(group_.ptr(), key);
+    if (value != nullptr) return value;
     if (!PyErr_Occurred()) PyErr_SetObject(PyExc_KeyError, key);
     throw py::error_already_set();
   }
-  return value;
-}
 
-bool GroupReader::flag(PyObject* key) {
-  const int answer = PyObject_IsTrue(item(key).ptr());
-  if (answer < 0) throw py::error_already_set();
-  return answer == 1;
-}
-
-double GroupReader::number(PyObject* key, py::handle value) {
-  if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
-  if (is_tensor(value) && device_type_of(value) != "cpu") return decline(key, "on " + device_of(value));
-  const double number = PyFloat_AsDouble(value.ptr());
-  if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return number;
-}
-
-std::pair<double, double> GroupReader::pair(PyObject* key) {
-  const auto values = py::reinterpret_steal<py::object>(PySequence_Fast(item(key).ptr(), "expected a pair"));
-  if (!values) throw py::error_already_set();
-  if (PySequence_Fast_GET_SIZE(values.ptr()) != 2) return {decline(key, "not a pair"), 0};
-  const double first = number(key, PySequence_Fast_GET_ITEM(values.ptr(), 0));
-  return {first, number(key, PySequence_Fast_GET_ITEM(values.ptr(), 1))};
-}
-
-py::list GroupReader::params() {
-  const py::handle value = item(keys().params);
-  if (py::isinstance<py::list>(value)) return py::reinterpret_borrow<py::list>(value);
-  decline(keys().params, "no list");
-  return py::list();
-}
-
-double GroupReader::learning_rate(RateOnDevice* rate) {
-  PyObject* const key = keys().lr;
-  const py::handle value = item(key);
-  if (kernels_.host_counts || PyFloat_CheckExact(value.ptr()) || !is_tensor(value)) return number(key, value);
-  // torch has one name for CUDA and ROCm.
-  if (device_type_of(value) != (kernels_.device_type == dlpack::kCpu ? "cpu" : "cuda")) {
-    return number(key, value);
+  bool flag(PyObject* key) const {
+    const int answer = PyObject_IsTrue(item(key).ptr());
+    if (answer < 0) throw py::error_already_set();
+    return answer == 1;
   }
-  dlpack::Tensor view;
-  Span span;
-  const bool is_plain = read_tensor(value.ptr(), kernels_.device_type, &view, &span) == nullptr;
-  if (!is_plain || span.numel != 1 || (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
-    return decline(key, "not one float32 or float64");
+
+  double number(PyObject* key) { return number(key, item(key)); }
+
+  // Declines a number on a device, for which the host would wait.
+  double number(PyObject* key, py::handle value) {
+    if (PyFloat_CheckExact(value.ptr())) return PyFloat_AS_DOUBLE(value.ptr());
+    if (is_tensor(value) && device_type_of(value) != "cpu") return decline(key, "on " + device_of(value));
+    const double number = PyFloat_AsDouble(value.ptr());
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
   }
-  *rate = {py::reinterpret_borrow<py::object>(value), span.data, span.dtype == DType::kFloat64,
-           view.device.id};
-  return 0;
-}
 
-void GroupReader::refuse_capturable() {
-  if (kernels_.host_counts && flag(keys().capturable)) decline(name_ + " is capturable");
-}
+  std::pair<double, double> pair(PyObject* key) {
+    const auto both = py::reinterpret_steal<py::object>(PySequence_Fast(item(key).ptr(), "expected a pair"));
+    if (!both) throw py::error_already_set();
+    if (PySequence_Fast_GET_SIZE(both.ptr()) != 2) return {decline(key, "not a pair"), 0};
+    const double first = number(key, PySequence_Fast_GET_ITEM(both.ptr(), 0));
+    return {first, number(key, PySequence_Fast_GET_ITEM(both.ptr(), 1))};
+  }
 
-AdamGroup::AdamGroup(GroupReader& read)
-    : params(read.params()), amsgrad(read.flag(keys().amsgrad)), maximize(read.flag(keys().maximize)) {
-  read.refuse_capturable();
-  options.weight_decay = read.number(keys().weight_decay);
-  options.decoupled = read.flag(keys().decoupled);
-  options.eps = read.number(keys().eps);
-  const auto [beta1, beta2] = read.pair(keys().betas);
-  options.beta1 = beta1;
-  options.beta2 = beta2;
-  options.lr = read.learning_rate(&rate);
-}
+  py::object params() {
+    const py::handle value = item(keys().params);
+    if (!PyList_Check(value.ptr())) decline(keys().params, "no list");
+    return py::reinterpret_borrow<py::object>(value);
+  }
 
-SgdGroup::SgdGroup(GroupReader& read) : params(read.params()), maximize(read.flag(keys().maximize)) {
-  options.weight_decay = read.number(keys().weight_decay);
-  options.momentum = read.number(keys().momentum);
-  options.dampening = read.number(keys().dampening);
-  options.nesterov = read.flag(keys().nesterov);
-  options.lr = read.learning_rate(&rate);
-}
+  // The number, unless the kernels read it.
+  double learning_rate(RateOnDevice* rate) {
+    PyObject* const key = keys().lr;
+    const py::handle value = item(key);
+    // torch has one name for CUDA and ROCm.
+    const bool on_kernels_device =
+        !kernels_.host_counts && !PyFloat_CheckExact(value.ptr()) && is_tensor(value) &&
+        device_type_of(value) == (kernels_.device_type == dlpack::kCpu ? "cpu" : "cuda");
+    if (!on_kernels_device) return number(key, value);
+    dlpack::Tensor view;
+    Span span;
+    const bool is_plain = read_tensor(value.ptr(), kernels_.device_type, &view, &span) == nullptr;
+    if (!is_plain || span.numel != 1 || (span.dtype != DType::kFloat32 && span.dtype != DType::kFloat64)) {
+      return decline(key, "not one float32 or float64");
+    }
+    *rate = {py::reinterpret_borrow<py::object>(value), span.data, span.dtype == DType::kFloat64,
+             view.device.id};
+    return 0;
+  }
 
-std::string collect(StepList& step, const StepGroup& group) {
-  switch (step.collect(group)) {
-    case StepList::Outcome::kPythonError:
-      throw py::error_already_set();
-    case StepList::Outcome::kDeclined:
-      return step.reason();
-    case StepList::Outcome::kOk:
-      break;
+  py::handle group_;
+  std::string name_;  // in reasons
+  StepKernels kernels_;
+  std::string reason_;
+};
+
+}  // namespace
+
+template <class Group>
+std::string collect(StepList& step, const py::list& param_groups, std::vector<Group>* groups) {
+  groups->reserve(param_groups.size());
+  for (const py::handle dict : param_groups) {
+    GroupReader reader(dict, groups->size(), step.kernels());
+    reader.read(&groups->emplace_back());
+    if (!reader.reason().empty()) return reader.reason();
+  }
+  for (const Group& group : *groups) {
+    const StepList::Outcome outcome = step.collect(group.parameters());
+    if (outcome == StepList::Outcome::kPythonError) throw py::error_already_set();
+    if (outcome == StepList::Outcome::kDeclined) return step.reason();
+  }
+  for (size_t i = 0; i < groups->size() && !step.grads().empty(); ++i) {
+    const RateOnDevice& rate = (*groups)[i].rate;
+    if (rate.address == nullptr || rate.device == step.device().id) continue;
+    return "the lr of group " + std::to_string(i) + " is on " + device_of(rate.tensor) +
+           ", where the parameters are not";
   }
   return "";
 }
 
-std::string reason_against(const RateOnDevice& rate, size_t number, const StepList& step) {
-  if (step.grads().empty() || rate.address == nullptr || rate.device == step.device().id) return "";
-  return "the lr of group " + std::to_string(number) + " is on " + device_of(rate.tensor) +
-         ", where the parameters are not";
-}
+template std::string collect(StepList&, const py::list&, std::vector<AdamGroup>*);
+template std::string collect(StepList&, const py::list&, std::vector<SgdGroup>*);
 
 }  // namespace fastclip
