@@ -71,8 +71,10 @@ def variants() -> list[Variant]:
             **{"p": "fp64", "max_norm": "fp64", "max_norm_on_device": "constexpr", "keep_nonfinite": "i32"},
         }
         constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": launch.PARTIALS_OF_LIST}
-        for suffix, on_device in (("", "constexpr"), ("_on_device", "*fp64")):
-            own = {**signature, "max_norm_on_device": on_device}
+        # What a threshold on the device adds, behind the norm, does not depend on the kind.
+        on_device = {"_on_device": "*fp64"} if name == "two" else {}
+        for suffix, threshold in {"": "constexpr", **on_device}.items():
+            own = {**signature, "max_norm_on_device": threshold}
             variant = f"total_norm_{name}{suffix}"
             found.append(Variant(variant, norm.total_norm_kernel, own, {**constants, **absent(own)}, layout))
 
@@ -129,33 +131,21 @@ def threshold_variants() -> Iterator[Variant]:
     """The kernels by which strategies learn, with the largest window."""
     layout = threshold_launch.OF_STATE
     block = {"BLOCK": threshold_launch.LARGEST_WINDOW}
+    norms = {"norm": "*fp32", "skipped": "*u8"}
+    window = {**norms, "window": "*fp64", "threshold": "*fp64", "length": "i32", "warmup": "i32"}
+    signature = {**window, "k": "fp64", "factor": "fp64"}
+    yield Variant("median_mad", thresholds.median_mad_kernel, signature, block, layout)
+    signature = {**window, "share": "fp64"}
+    yield Variant("percentile", thresholds.percentile_kernel, signature, block, layout)
+    # All three read the norm by one function, so the one that is compiled soonest shows its other form.
     for returned, skipped in (("fp32", "*u8"), ("fp64", "constexpr")):
-        norms = {"norm": f"*{returned}", "skipped": skipped}
-        window = {**norms, "window": "*fp64", "threshold": "*fp64", "length": "i32", "warmup": "i32"}
-        for name, kernel, signature, constants in (
-            ("median_mad", thresholds.median_mad_kernel, {**window, "k": "fp64", "factor": "fp64"}, block),
-            ("percentile", thresholds.percentile_kernel, {**window, "share": "fp64"}, block),
-            (
-                "skip",
-                thresholds.skip_kernel,
-                {
-                    "norm": f"*{returned}",
-                    "threshold": f"*{returned}",
-                    "limit": "*fp64",
-                    "coefficient": "*fp64",
-                    "outlier": "*u8",
-                    "factor": "fp64",
-                },
-                {},
-            ),
-            (
-                "quantile_servo",
-                thresholds.quantile_servo_kernel,
-                {**norms, "threshold": "*fp64", "quantile": "fp64", "eta": "fp64"},
-                {},
-            ),
-        ):
-            yield Variant(f"{name}_{returned}", kernel, signature, {**constants, **absent(signature)}, layout)
+        signature = {"norm": f"*{returned}", "skipped": skipped, "threshold": "*fp64"}
+        signature |= {"quantile": "fp64", "eta": "fp64"}
+        kernel = thresholds.quantile_servo_kernel
+        yield Variant(f"quantile_servo_{returned}", kernel, signature, absent(signature), layout)
+    signature = {"norm": "*fp64", "threshold": "*fp64", "limit": "*fp64", "coefficient": "*fp64"}
+    signature |= {"outlier": "*u8", "factor": "fp64"}
+    yield Variant("skip", thresholds.skip_kernel, signature, {}, layout)
     signature = {"norm": "*fp64", "first": "*fp64", "moments": "*fp64", "threshold": "*fp64"}
     signature |= {"coefficient": "*fp64", "warmup": "i32", "decay": "fp64", "z_threshold": "fp64"}
     signature["factor"] = "fp64"
