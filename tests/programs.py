@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,16 +39,42 @@ def _run(code: str, arguments: Sequence[str], environment: dict[str, str], outpu
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code as `python -c` would, in an empty folder, FASTCLIP_ variables as given and no others."""
-    whole = {k: v for k, v in os.environ.items() if not k.startswith("FASTCLIP_")} | environment
-    with tempfile.TemporaryDirectory() as output:
-        process = forkserver.Process(target=_run, args=(code, arguments, whole, output), daemon=True)
-        process.start()
-        process.join(TIMEOUT)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        stdout, stderr = (
-            path.read_text() if (path := Path(output, name)).exists() else "" for name in ("stdout", "stderr")
-        )
-        assert process.exitcode is not None
-        return subprocess.CompletedProcess([code, *arguments], process.exitcode, stdout, stderr)
+    return run_together(code, *arguments, environments=[environment])[0]
+
+
+def run_ranks(code: str, world: int) -> list[subprocess.CompletedProcess[str]]:
+    """Run code once for each rank of a group, which finds its place as torchrun would tell it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    everywhere = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [{**everywhere, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    return run_together(code, environments=ranks)
+
+
+def run_together(
+    code: str, *arguments: str, environments: Sequence[dict[str, str]]
+) -> list[subprocess.CompletedProcess[str]]:
+    """As run_python, in several processes at once, each with an environment of its own."""
+    shared = {name: value for name, value in os.environ.items() if not name.startswith("FASTCLIP_")}
+    deadline = time.monotonic() + TIMEOUT
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for number, environment in enumerate(environments):
+            output = Path(folder, str(number))
+            output.mkdir()
+            args = (code, arguments, shared | environment, str(output))
+            process = forkserver.Process(target=_run, args=args, daemon=True)
+            process.start()
+            started.append((process, output))
+        done = []
+        for process, output in started:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+            stdout, stderr = (
+                path.read_text() if (path := output / name).exists() else "" for name in ("stdout", "stderr")
+            )
+            assert process.exitcode is not None
+            done.append(subprocess.CompletedProcess([code, *arguments], process.exitcode, stdout, stderr))
+    return done
