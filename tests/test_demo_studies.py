@@ -150,8 +150,8 @@ def reviews(tmp_path):
     return tmp_path / "reviews"
 
 
-@pytest.mark.parametrize("model", ["embedding-bag", "recurrent"])
-def test_texts_of_different_length_are_searched_from_end_to_end(study, reviews, tmp_path, model):
+@pytest.mark.parametrize(("model", "n_jobs"), [("embedding-bag", 1), ("recurrent", 2)])
+def test_texts_of_different_length_are_searched_from_end_to_end(study, reviews, tmp_path, model, n_jobs):
     file = study("text", reviews, model, epochs=8)
     sets = ("lr=0.01", 'optimizer="adam"', "max_norm=1.0", "batch_size=8")
     overrides = [word for override in sets for word in ("--set", override)]
@@ -162,7 +162,7 @@ def test_texts_of_different_length_are_searched_from_end_to_end(study, reviews, 
     assert re.search(r"on 12 samples set apart: .*accuracy 1, ", log), log
     experiment = build(read_config(file, sets))
     assert isinstance(experiment.tuner.model_init, TextModel)
-    experiment.tuner.set_params(n_jobs=2).fit(experiment.data)  # processes get texts and collate_fn, too
+    experiment.tuner.set_params(n_jobs=n_jobs).fit(experiment.data)  # processes get texts and collate_fn, too
     assert experiment.tuner.score(experiment.test) == 1.0
     assert set(experiment.tuner.predict(experiment.test)) == {"bad", "good"}
     assert experiment.tuner.predict_proba(experiment.test).shape == (12, 2)
