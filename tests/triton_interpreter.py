@@ -69,6 +69,42 @@ def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
             _patch_attr(package, name, member, builder, scope)
 
 
+@functools.cache
+def _languages(fn: Any) -> frozenset[str]:
+    """Return which of the interpreter's two packages a function sees."""
+    import triton.language as tl
+
+    return frozenset(
+        m.__name__ for m in fn.__globals__.values() if inspect.ismodule(m) and m in (tl, tl.core)
+    )
+
+
+def _patching_once(patch_lang: Any) -> Any:
+    """Return what patches the language for a launch as `patch_lang` does, but not again for every call in it.
+
+    Of the time of a test, that is a quarter.
+    """
+    in_force: set[str] = set()
+
+    def patch(fn: Any) -> Any:
+        if in_force and _languages(fn) <= in_force:
+            return None  # inside a launch nobody takes it back
+        is_launch = not in_force
+        scope = patch_lang(fn)
+        in_force.update(_languages(fn))
+        if is_launch:
+            restore = scope.restore
+
+            def restore_all() -> None:
+                in_force.clear()
+                restore()
+
+            scope.restore = restore_all
+        return scope
+
+    return patch
+
+
 def _poisoned(num_rows: int, num_columns: int, device: torch.device) -> torch.Tensor:
     return torch.full((num_rows, num_columns), float("nan"), dtype=torch.float64, device=device)
 
@@ -100,6 +136,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(VARIABLE, "1")
     monkeypatch.setattr(interpreter, "_convert_float", _convert_bfloat16)
     monkeypatch.setattr(interpreter, "_patch_builtin", _patch_builtin)
+    monkeypatch.setattr(interpreter, "_patch_lang", _patching_once(interpreter._patch_lang))
     # Two tiles of the interpreter, so that short tensors have several chunks and programs several rounds.
     monkeypatch.setattr(table, "MIN_CHUNK_NBYTES", 1024)
     for module in (table, step_table):
