@@ -107,11 +107,47 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not large"
 
 
+LONGEST = (
+    "test_triton_compile",
+    "test_tuner_ray",
+    "test_tuner_postgres",
+    "test_tuner_workers",
+    "test_tuner_cli",
+    "test_bench_distributed",
+    "test_cuda_build",
+    "test_docs",
+    "test_wheel",
+    "test_optim_examples",
+    "test_triton_step",
+    "test_distributed",
+    "test_distributed_clients",
+    "test_demo",
+    "test_tuner_report",
+    "test_triton_kernels",
+    "test_cuda_step",
+    "test_demo_studies",
+    "test_tuner_mistakes",
+    "test_bench",
+    "test_strategies_optim",
+    "test_tuner_search",
+    "test_cuda_kernels",
+    "test_demo_tasks",
+    "test_demo_charlm",
+    "test_norm",
+    "test_clip_grad",
+)
+"""Files that take from more than a minute of a core down to 10 s, in the order to begin with them.
+
+What compiles in several processes comes beside what mostly waits.
+"""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let several processes begin with files of few tests: those run whole programs and take longest."""
+    """Let several processes begin with the longest files, then those of few tests, which are slower tests."""
     if getattr(config.option, "numprocesses", None):
         counts = Counter(item.path for item in items)
-        items.sort(key=lambda item: (counts[item.path], item.path))
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: (places.get(item.path.stem, len(places)), counts[item.path], item.path))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,7 +82,7 @@ def _languages(fn: Any) -> frozenset[str]:
 def _patching_once(patch_lang: Any) -> Any:
     """Return what patches the language for a launch as `patch_lang` does, but not again for every call in it.
 
-    Of the time of a test, that is a quarter.
+    Of the time of a test, that is a fifth.
     """
     in_force: set[str] = set()
 
