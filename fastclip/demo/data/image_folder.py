@@ -20,7 +20,8 @@ from fastclip.demo.data.classification import (
 )
 from fastclip.demo.data.errors import DataError, told
 from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
-from fastclip.demo.data.image_files import UnreadableImageError, find_reason, read_image
+from fastclip.demo.data.image_files import UnreadableImageError, find_reason
+from fastclip.demo.data.image_files import read_image as _read_image
 
 SIZE = 32
 
@@ -145,7 +146,7 @@ class _Images:
         for path in paths:
             if path not in self._pixels:
                 try:
-                    self._pixels[path] = read_image(path, self._size)
+                    self._pixels[path] = _read_image(path, self._size)
                 except UnreadableImageError as error:
                     broken[path] = f"{shown(path)} ({error})"
         return broken
