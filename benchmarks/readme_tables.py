@@ -161,9 +161,10 @@ def strategy_costs_table(folder: Path) -> str:
         [f"`{row['strategy']}`", digits(row["measurement"]["quantiles_ms"]["50"]), f"{row['cost']:+.1%}"]
         for row in results["costs"]
     ]
+    env = results["costs_environment"]
     text = (
         f"`ClippedOptimizer.step` with AdamW on the parameters of GPT-2 (124M, float32), milliseconds "
-        f"(median), {results['threads']} threads."
+        f"(median), {results['threads']} threads; fastclip at commit {env['commit']}, {env['date'][:10]}."
     )
     return _markdown(["max_norm", "ms", "beside fixed"], rows, text)
 

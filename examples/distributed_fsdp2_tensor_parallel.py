@@ -11,7 +11,7 @@ import math
 
 import torch
 import torch.distributed as dist
-from digits import Digits
+from digits import Digits, norm_of_whole
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -52,8 +52,7 @@ def main() -> None:
                 nn.functional.cross_entropy(model(x[mine]), y[mine]).backward()
             optimizer.step()
 
-    grads = [p.grad.full_tensor() for p in model.parameters()]
-    whole = math.sqrt(sum(float(grad.double().pow(2).sum()) for grad in grads))
+    whole = norm_of_whole(model)
     norm = float(optimizer.last.total_norm)
     x, y = digits.test
     with torch.no_grad():

@@ -140,6 +140,7 @@ def info(as_json: bool) -> None:
 @click.option("--steps", is_flag=True, help="Time clip and optimizer step together, in float32.")
 @click.option("--distributed", is_flag=True, help="Time both over DTensors, on one rank and one thread.")
 @click.option("--strategies", is_flag=True, help="Train small networks with each strategy; time its step.")
+@click.option("--costs", is_flag=True, help="With --strategies: only time steps; --json keeps its scores.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for all. Default: torch's.")
 @click.option("--quick", is_flag=True, help="A tenth of the time: enough for a look, too noisy to quote.")
 @click.option(
@@ -157,6 +158,7 @@ def run_bench(
     steps: bool,
     distributed: bool,
     strategies: bool,
+    costs: bool,
     threads: int | None,
     quick: bool,
     time_budget: float | None,
@@ -192,6 +194,14 @@ def run_bench(
         )
     if distributed:
         _bench_distributed(threads, quick, time_budget, json_path)
+        return
+    if costs and not (strategies and json_path is not None and json_path.is_file() and plot_path is None):
+        raise click.UsageError(
+            "--costs times steps for a file that has the scores; expected --strategies and --json with one "
+            "that is there, and no --plot."
+        )
+    if costs:
+        _time_strategies(threads, quick, time_budget, json_path)
         return
     if strategies:
         _bench_strategies(threads, quick, time_budget, json_path, plot_path)
@@ -267,6 +277,22 @@ def _bench_strategies(
     if json_path is not None:
         write_json(json_path, results.content())
         click.echo(f"wrote {json_path}")
+
+
+def _time_strategies(
+    threads: int | None, quick: bool, time_budget: float | None, json_path: Path | None
+) -> None:
+    from fastclip.bench import table
+    from fastclip.bench.results import write_json
+    from fastclip.demo import comparison_table
+    from fastclip.demo.comparison import time_again
+
+    assert json_path is not None  # `run_bench` has looked
+    content = json.loads(json_path.read_text(encoding="utf-8"))
+    costs = time_again(content, threads=threads, time_budget_s=time_budget or (6.0 if quick else 60.0))
+    table.console().print(comparison_table.render_costs(costs))
+    write_json(json_path, content)
+    click.echo(f"wrote {json_path}")
 
 
 def _bench_steps(

@@ -57,6 +57,22 @@ def test_command_file_and_tables(tmp_path: Path) -> None:
     assert f"| `MedianMAD()` | {accuracy:.3f} ({accuracy:.3f}, {accuracy:.3f}) |" in scores
     assert "| `AGC` |" in readme_tables.strategy_costs_table(tmp_path)
     assert "MedianMAD()" in run.output
+    content["costs"] = []
+    file.write_text(json.dumps(content), encoding="utf-8")
+    run = CliRunner().invoke(
+        cli.cli, ["bench", "--strategies", "--costs", "--time-budget", "0.1", "--json", str(file)]
+    )
+    assert run.exit_code == 0, run.output
+    again = json.loads(file.read_text(encoding="utf-8"))
+    assert {row["strategy"] for row in again["costs"]} == set(costs.TIMED)
+    assert again["scores"] == content["scores"]
+
+
+def test_costs_alone_want_a_file_with_scores(tmp_path: Path) -> None:
+    for arguments in (["--strategies"], ["--strategies", "--json", str(tmp_path / "new.json")]):
+        run = CliRunner().invoke(cli.cli, ["bench", "--costs", *arguments])
+        assert run.exit_code == 2
+        assert "that is there" in run.output
 
 
 def test_what_does_not_go_together_is_refused() -> None:

@@ -29,30 +29,27 @@ int64_t bits(double value) {
 // A group's first columns of RULE_*, and those of its optimizer.
 using RuleRow = std::array<int64_t, 9>;
 
-RuleRow rule_row(const AdamGroup& group) {
-  const AdamOptions& o = group.options;
-  return {bits(o.lr),
+template <class Group>
+RuleRow rule_row(const Group& group, const std::array<double, 4>& own) {
+  return {bits(group.options.lr),
           address(group.rate.address),
           bits(group.rate.is_float64),
           bits(group.maximize ? -1 : 1),
-          bits(o.weight_decay),
-          bits(o.beta1),
-          bits(o.beta2),
-          bits(o.eps),
-          bits(o.decoupled)};
+          bits(group.options.weight_decay),
+          bits(own[0]),
+          bits(own[1]),
+          bits(own[2]),
+          bits(own[3])};
+}
+
+RuleRow rule_row(const AdamGroup& group) {
+  const AdamOptions& o = group.options;
+  return rule_row(group, {o.beta1, o.beta2, o.eps, o.decoupled ? 1.0 : 0.0});
 }
 
 RuleRow rule_row(const SgdGroup& group) {
   const SgdOptions& o = group.options;
-  return {bits(o.lr),
-          address(group.rate.address),
-          bits(group.rate.is_float64),
-          bits(group.maximize ? -1 : 1),
-          bits(o.weight_decay),
-          bits(o.momentum),
-          bits(o.dampening),
-          bits(o.nesterov),
-          bits(0)};
+  return rule_row(group, {o.momentum, o.dampening, o.nesterov ? 1.0 : 0.0, 0.0});
 }
 
 // Whether a list has a DTensor, and else whether it has what carries this attribute. About 15 ns per tensor.

@@ -117,11 +117,12 @@ class ComparisonResults:
     """A whole run.
 
     Attributes:
-        environment: Where.
+        environment: Where the scores were found.
         threads: Of the costs; trainings take one.
         seeds: Of every trial.
         scores: Every contender in every trial.
         costs: Every contender's step on GPT-2.
+        costs_environment: Where that was timed.
     """
 
     environment: Environment
@@ -129,6 +130,7 @@ class ComparisonResults:
     seeds: list[int]
     scores: list[Score]
     costs: list[CostRow]
+    costs_environment: Environment
 
     def content(self) -> dict[str, Any]:
         """Return what a results file holds."""
@@ -182,9 +184,23 @@ def compare(
                 values = ", ".join("nan" if s is None else f"{s:.3f}" for s in scores[-1].scores)
                 told(f"{trial.task}, {trial.condition}, {name}: {values}")
     threads = threads or torch.get_num_threads()
-    return ComparisonResults(
-        environment(), threads, list(seeds), scores, run_costs(threads=threads, time_budget_s=time_budget_s)
-    )
+    costs = run_costs(threads=threads, time_budget_s=time_budget_s)
+    return ComparisonResults(environment(), threads, list(seeds), scores, costs, environment())
+
+
+def time_again(content: dict[str, Any], *, threads: int | None, time_budget_s: float) -> list[CostRow]:
+    """Time the steps again, and put them into what a results file holds; its scores stay.
+
+    Args:
+        content: As `ComparisonResults.content` returns it; changed in place.
+        threads: As in `compare`.
+        time_budget_s: As in `compare`.
+    """
+    threads = threads or torch.get_num_threads()
+    costs = run_costs(threads=threads, time_budget_s=time_budget_s)
+    content["threads"], content["costs"] = threads, [asdict(row) for row in costs]
+    content["costs_environment"] = asdict(environment())
+    return costs
 
 
 def picture(path: Path, *, strategy: str = "MedianMAD()", seed: int = 0) -> None:

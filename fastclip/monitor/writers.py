@@ -81,6 +81,22 @@ class Csv(_Appending):
         self.append(text.getvalue())
 
 
+def summary_writer(caller: str) -> Any:
+    """Return torch's writer of TensorBoard's files, a class.
+
+    Raises:
+        ImportError: TensorBoard is not installed; the message begins with the caller.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f"{caller}: TensorBoard is not installed; expected the extra `tensorboard`. pip install "
+            "'fastclip[tensorboard]'"
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoard:
     """Writes the numbers of steps as scalars `fastclip/...`, events as text; needs `fastclip[tensorboard]`.
 
@@ -93,14 +109,7 @@ class TensorBoard:
         Raises:
             ImportError: TensorBoard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "Monitor: to='tensorboard', but TensorBoard is not installed; expected the extra "
-                "`tensorboard`. pip install 'fastclip[tensorboard]'"
-            ) from error
-        self._open = SummaryWriter
+        self._open = summary_writer("Monitor: to='tensorboard'")
         self._folder = folder
         self._writer: Any = None
 

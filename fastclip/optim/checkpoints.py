@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from fastclip.optim.callers import is_checkpointing
 from fastclip.optim.deciding import GROUP_KEY, strategies_of
-from fastclip.optim.outcome import Tally
+from fastclip.optim.outcome import Stats, Tally
 from fastclip.optim.settings import Settings
 from fastclip.strategies import Strategy
 
@@ -29,7 +30,7 @@ KEY = "fastclip"
 STRATEGIES = "strategies"
 """Under which, beside the counters, strategies have theirs, by the names that `deciding` gives them."""
 
-_NAMES = ("steps", "clipped", "skipped", "consecutive_skips", "largest_norm")
+_NAMES = tuple(field.name for field in fields(Stats))
 
 
 class StateWithCounters(defaultdict[Tensor, Any]):

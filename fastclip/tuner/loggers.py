@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from fastclip.monitor.writers import summary_writer
 from fastclip.tuner.study.trial_run import STATUS_ATTR
 from fastclip.tuner.training.explosion import WITH_SCORE
 from fastclip.tuner.training.stepping import EpochRecord
@@ -35,14 +36,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                "TensorBoardLogger: TensorBoard is not installed; expected the extra `tensorboard`. pip "
-                "install 'fastclip[tensorboard]'"
-            ) from error
-        self._open, self._folder = SummaryWriter, Path(folder)
+        self._open, self._folder = summary_writer("TensorBoardLogger"), Path(folder)
         self._writers: dict[tuple[int, int], Any] = {}
 
     def on_epoch(self, trial: optuna.Trial, fold: int, record: EpochRecord) -> None:

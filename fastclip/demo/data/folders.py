@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from sklearn.model_selection import train_test_split
 
 from fastclip.demo.data.errors import DataError
 
@@ -27,6 +31,15 @@ def test_folder(folder: Path, caller: str) -> Path:
         f"{caller}: {folder} has a folder train and none of {', '.join(TEST_FOLDERS)}; expected one of them "
         "beside it."
     )
+
+
+def hold_out(labels: Sequence[Any], seed: int) -> tuple[list[int], list[int]]:
+    """Return the rows to train on and those held out, a fifth of each class and one at least."""
+    num_held_out = max(round(TEST_SHARE * len(labels)), len(set(labels)))
+    train, test = train_test_split(
+        range(len(labels)), test_size=num_held_out, stratify=labels, random_state=seed
+    )
+    return train, test
 
 
 def shown(path: Path) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from fastclip.demo.data.classification import (
     ClassificationData,
@@ -19,7 +18,7 @@ from fastclip.demo.data.classification import (
     standardise,
 )
 from fastclip.demo.data.errors import DataError, told
-from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
+from fastclip.demo.data.folders import hold_out, is_hidden, shown, test_folder
 from fastclip.demo.data.image_files import UnreadableImageError, find_reason
 from fastclip.demo.data.image_files import read_image as _read_image
 
@@ -204,7 +203,5 @@ def _split(listed: _Listed, seed: int) -> tuple[_Listed, _Listed]:
             f"load_image_folder: {listed.folder / listed.classes[counts.argmin()]} has one image; expected "
             "at least two, one to train on and one to test on."
         )
-    num_held_out = max(round(TEST_SHARE * len(listed.paths)), len(listed.classes))
-    rows = np.arange(len(listed.paths))
-    train, test = train_test_split(rows, test_size=num_held_out, stratify=listed.labels, random_state=seed)
-    return listed.take(train), listed.take(test)
+    train, test = hold_out(listed.labels.tolist(), seed)
+    return listed.take(np.array(train)), listed.take(np.array(test))

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from fastclip.demo.data.classification import sample_rows
 from fastclip.demo.data.errors import DataError, told
-from fastclip.demo.data.folders import TEST_SHARE, is_hidden, shown, test_folder
+from fastclip.demo.data.folders import hold_out, is_hidden, shown, test_folder
+from fastclip.demo.models.text_networks import PADDING
 
 MAX_WORDS = 20_000
 MAX_LENGTH = 400
 
-PADDING, UNKNOWN = 0, 1
-"""The numbers of what fills a batch up, and of words outside the vocabulary."""
+UNKNOWN = PADDING + 1
+"""The number of words outside the vocabulary; that of what fills a batch up is PADDING."""
 
 SUFFIX = ".txt"
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -217,8 +217,5 @@ def _split(folder: Path, texts: list[_Labelled], seed: int) -> tuple[list[_Label
             f"load_texts: {folder} has one text of {rarest}; expected at least two, one to train on and one "
             "to test on."
         )
-    num_held_out = max(round(TEST_SHARE * len(texts)), len(counts))
-    train, test = train_test_split(
-        texts, test_size=num_held_out, stratify=[name for name, _ in texts], random_state=seed
-    )
-    return train, test
+    train, test = hold_out([name for name, _ in texts], seed)
+    return [texts[row] for row in train], [texts[row] for row in test]

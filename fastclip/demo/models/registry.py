@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -13,37 +13,24 @@ from torch import nn
 from fastclip.demo.models.batch_norm_cnn import BatchNormCNN
 from fastclip.demo.models.deep_mlp import DeepMLP
 from fastclip.demo.models.image_shape import ImageShape
+from fastclip.demo.models.named import NamedModel, Network
 from fastclip.demo.models.plain_cnns import DigitsCNN, FourConvCNN
 from fastclip.demo.models.simple_net import SimpleNet
 
-
-@dataclass(frozen=True)
-class ImageNetwork:
-    """A family of networks that sort images of any shape into any number of classes.
-
-    Attributes:
-        title: What it is, in a word or two.
-        make: Takes the shape of an image and the number of classes.
-    """
-
-    title: str
-    make: Callable[[ImageShape, int], nn.Module]
-
-
-IMAGE_NETWORKS: Mapping[str, ImageNetwork] = MappingProxyType(
+IMAGE_NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
-        "three-conv": ImageNetwork("Three-convolution CNN", DigitsCNN),
-        "four-conv": ImageNetwork("Four-convolution CNN", FourConvCNN),
-        "batch-norm": ImageNetwork("BatchNorm CNN", BatchNormCNN),
-        "simple": ImageNetwork("SimpleNet", SimpleNet),
-        "deep-mlp": ImageNetwork("Deep MLP", DeepMLP),
+        "three-conv": Network("Three-convolution CNN", DigitsCNN),
+        "four-conv": Network("Four-convolution CNN", FourConvCNN),
+        "batch-norm": Network("BatchNorm CNN", BatchNormCNN),
+        "simple": Network("SimpleNet", SimpleNet),
+        "deep-mlp": Network("Deep MLP", DeepMLP),
     }
 )
 
 
 @dataclass(frozen=True)
-class ImageModel:
-    """Makes new networks of one family, shape and number of classes, as `TunerCV` wants them.
+class ImageModel(NamedModel):
+    """Makes networks for images of one shape.
 
     Attributes:
         name: One of `IMAGE_NETWORKS`.
@@ -51,7 +38,8 @@ class ImageModel:
         num_classes: Number of scores.
     """
 
-    name: str
+    networks = IMAGE_NETWORKS
+
     image_shape: ImageShape
     num_classes: int
 
@@ -61,19 +49,11 @@ class ImageModel:
         Raises:
             ValueError: the name is unknown, or the images are too small.
         """
-        if self.name not in IMAGE_NETWORKS:
-            raise ValueError(
-                f"ImageModel: {self.name!r} is unknown; expected one of {', '.join(IMAGE_NETWORKS)}."
-            )
+        super().__post_init__()
         with torch.device("meta"):
             self({})
 
-    @property
-    def title(self) -> str:
-        """What it is, in a word or two."""
-        return IMAGE_NETWORKS[self.name].title
-
     def __call__(self, params: dict[str, Any]) -> nn.Module:
-        """Return a new network, initialised from torch's random state; no parameter concerns its layers."""
+        """Return a new network."""
         del params
-        return IMAGE_NETWORKS[self.name].make(self.image_shape, self.num_classes)
+        return self.networks[self.name].make(self.image_shape, self.num_classes)

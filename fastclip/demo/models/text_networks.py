@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastclip.demo.models.named import NamedModel, Network
 
 PADDING = 0
 """The token that fills a text up; it changes no score."""
@@ -60,30 +62,17 @@ class Recurrent(nn.Module):
         return scores
 
 
-@dataclass(frozen=True)
-class TextNetwork:
-    """A family of networks that sort texts into any number of classes.
-
-    Attributes:
-        title: What it is, in a word or two.
-        make: Takes the number of tokens and of classes.
-    """
-
-    title: str
-    make: Callable[[int, int], nn.Module]
-
-
-TEXT_NETWORKS: Mapping[str, TextNetwork] = MappingProxyType(
+TEXT_NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
-        "embedding-bag": TextNetwork("Bag of words", EmbeddingBag),
-        "recurrent": TextNetwork("Recurrent network", Recurrent),
+        "embedding-bag": Network("Bag of words", EmbeddingBag),
+        "recurrent": Network("Recurrent network", Recurrent),
     }
 )
 
 
 @dataclass(frozen=True)
-class TextModel:
-    """Makes new networks of one family, vocabulary and number of classes, as `TunerCV` wants them.
+class TextModel(NamedModel):
+    """Makes networks for texts of one vocabulary.
 
     Attributes:
         name: One of `TEXT_NETWORKS`.
@@ -91,27 +80,12 @@ class TextModel:
         num_classes: Number of scores.
     """
 
-    name: str
+    networks = TEXT_NETWORKS
+
     num_tokens: int
     num_classes: int
 
-    def __post_init__(self) -> None:
-        """Check that there is a network of this name.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.name not in TEXT_NETWORKS:
-            raise ValueError(
-                f"TextModel: {self.name!r} is unknown; expected one of {', '.join(TEXT_NETWORKS)}."
-            )
-
-    @property
-    def title(self) -> str:
-        """What it is, in a word or two."""
-        return TEXT_NETWORKS[self.name].title
-
     def __call__(self, params: dict[str, Any]) -> nn.Module:
-        """Return a new network, initialised from torch's random state; no parameter concerns its layers."""
+        """Return a new network."""
         del params
-        return TEXT_NETWORKS[self.name].make(self.num_tokens, self.num_classes)
+        return self.networks[self.name].make(self.num_tokens, self.num_classes)
