@@ -76,6 +76,16 @@ ROUTES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize(("nonfinite", "is_skipped"), [("skip", True), ("propagate", False)])
+def test_what_is_not_finite_is_no_outlier_to_those_who_want_it(nonfinite: Any, is_skipped: bool) -> None:
+    params = cases.parameters()
+    strategy = strategies.Skip(strategies.MedianMAD(window=16, warmup=5))
+    optimizer = ClippedOptimizer(AdamW(params, lr=1e-2), strategy, nonfinite=nonfinite)
+    told = train(optimizer, params, range(8), bad=6)
+    assert bool(told[6][2]) == is_skipped
+    assert bool(params[0].isnan().any()) != is_skipped
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("kind", [AdamW, SGD])

@@ -167,6 +167,17 @@ def test_a_scale_is_taken_off_before(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("make", [strategies.AGC, strategies.Value])
+@pytest.mark.parametrize("write_grads", [False, True])
+def test_autograd_is_told_of_what_is_written(make: Any, write_grads: bool) -> None:
+    params = weights([(50, 1000)])
+    optimizer = ClippedOptimizer(AdamW(params, lr=1e-2), make(0.01), write_grads=write_grads)
+    params[0].grad = torch.ones(50, 1000)
+    before = params[0].grad._version
+    optimizer.step()
+    assert (params[0].grad._version > before) == write_grads
+
+
+@pytest.mark.parametrize("make", [strategies.AGC, strategies.Value])
 def test_a_step_left_out_leaves_everything(make: Any) -> None:
     params = weights([(50, 1000)])
     optimizer = ClippedOptimizer(AdamW(params, lr=1e-2), make(), write_grads=True)
