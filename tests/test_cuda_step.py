@@ -60,8 +60,9 @@ def test_is_within_the_bound_of_the_formula(option: str, dtype: torch.dtype, lib
         oracle.step([p.grad for p in params])
         before = library.num_launches
         clipped.step()
-        uploads = 1 if number == 0 else 0
-        assert library.num_launches - before == LAUNCHES + uploads
+        # The table of the first step is there already if an earlier test's tensors lay at the same addresses.
+        uploads = (0, 1) if number == 0 else (0,)
+        assert library.num_launches - before - LAUNCHES in uploads
     assert clipped.route == "native"
     oracle.assert_near(clipped.optimizer)
     assert clipped.stats().clipped == NUM_STEPS // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import warnings
@@ -59,7 +60,9 @@ class TestTensorBoard:
         assert b"exploded" in plugins
         assert logger._writers == {}
 
-    def test_a_fold_that_is_trained_again_replaces_what_was(self, read, tmp_path):
+    def test_a_fold_that_is_trained_again_replaces_what_was(self, read, tmp_path, monkeypatch):
+        files = importlib.import_module("tensorboard.summary.writer.event_file_writer")
+        monkeypatch.setattr(files, "_global_uid", files.AtomicCounter(9))  # "10" comes before "9" in a folder
         logger, trial = TensorBoardLogger(tmp_path), optuna.create_study().ask()
         for epoch, loss in ((0, 3.0), (1, 2.0), (0, 1.5), (1, 1.0)):
             logger.on_epoch(trial, 0, {"epoch": float(epoch), "loss": loss})

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -81,8 +82,11 @@ class Csv(_Appending):
         self.append(text.getvalue())
 
 
-def summary_writer(caller: str) -> Any:
-    """Return torch's writer of TensorBoard's files, a class.
+def summary_writer(caller: str) -> Callable[[Path, int | None], Any]:
+    """Return a function that opens torch's writer for TensorBoard, given a folder and a first step.
+
+    What earlier files of the folder have of that step and of later ones, TensorBoard leaves out; None keeps
+    all.
 
     Raises:
         ImportError: TensorBoard is not installed; the message begins with the caller.
@@ -94,7 +98,15 @@ def summary_writer(caller: str) -> Any:
             f"{caller}: TensorBoard is not installed; expected the extra `tensorboard`. pip install "
             "'fastclip[tensorboard]'"
         ) from error
-    return SummaryWriter
+
+    def open_after_others(folder: Path, first_step: int | None) -> Any:
+        # TensorBoard reads files in the order of their names. The second of their making comes first in
+        # those; what follows says nothing of the order.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.01)
+        return SummaryWriter(str(folder), purge_step=first_step)
+
+    return open_after_others
 
 
 class TensorBoard:
@@ -118,7 +130,7 @@ class TensorBoard:
         for record in records:
             if record["kind"] == "run":
                 self.close()
-                self._writer = self._open(str(self._folder), purge_step=record["after"] + 1)
+                self._writer = self._open(self._folder, record["after"] + 1)
             elif record["kind"] == "step":
                 for name in CSV_COLUMNS[2:]:
                     if record.get(name) is not None:

@@ -46,7 +46,7 @@ class TensorBoardLogger:
             self._writers.pop(key).close()
         if key not in self._writers:
             path = self._folder / f"trial-{trial.number}" / f"fold-{fold}"
-            self._writers[key] = self._open(str(path), purge_step=epoch)
+            self._writers[key] = self._open(path, epoch)
         for name, value in record.items():
             if name != "epoch":
                 self._writers[key].add_scalar(name, value, epoch)
@@ -60,7 +60,7 @@ class TensorBoardLogger:
         status = trial.user_attrs[STATUS_ATTR]
         params = {name: value if _is_plain(value) else str(value) for name, value in trial.params.items()}
         scores = {"score": trial.value or 0.0} if status in STATUSES_WITH_SCORE else {}
-        with self._open(str(self._folder / f"trial-{trial.number}")) as writer:
+        with self._open(self._folder / f"trial-{trial.number}", None) as writer:
             writer.add_hparams({**params, STATUS_ATTR: status}, scores, run_name=".")
 
     def close(self) -> None:
