@@ -349,14 +349,16 @@ def raised(culprit: int) -> str:
     return "nothing"
 
 
-def checkpointed(path: str, save: bool) -> dict[str, Any]:
+def checkpointed(path: str, save: bool, strategy: str | None) -> dict[str, Any]:
     """Train, save and go on; or load, maybe on other ranks, and go on."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from strategy_cases import STRATEGIES
     from torch.distributed.fsdp import fully_shard
 
     model = fully_shard(small(0 if save else 1))
-    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 0.01), LIMIT)
+    limit = LIMIT if strategy is None else STRATEGIES[strategy]()
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 0.01), limit)
 
     def steps(first: int, last: int) -> None:
         for step in range(first, last):
@@ -365,14 +367,14 @@ def checkpointed(path: str, save: bool) -> dict[str, Any]:
             optimizer.step()
 
     if save:
-        steps(0, 5)
+        steps(0, 7)
         weights, state = get_state_dict(model, optimizer)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=path)
     else:
         weights, state = get_state_dict(model, optimizer)
         dcp.load({"model": weights, "optimizer": state}, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
-    steps(5, 10)
+    steps(7, 12)
     return {
         "parameters": [full(p.detach()).clone() for p in model.parameters()],
         "steps": optimizer.stats().steps,

@@ -94,11 +94,12 @@ def test_every_rank_names_the_culprit(culprit: int) -> None:
         assert f"on rank {culprit}, parameter 1 of group 0" in said
 
 
-def test_checkpoints_go_onto_another_world_size(tmp_path: Path) -> None:
-    saved = ranks(2).run(checkpointed, str(tmp_path), True)[0]
+@pytest.mark.parametrize("strategy", [None, "zscore", "ema_per_tensor"])
+def test_checkpoints_go_onto_another_world_size(strategy: str | None, tmp_path: Path) -> None:
+    saved = ranks(2).run(checkpointed, str(tmp_path), True, strategy)[0]
     for world in (2, 4):
-        loaded = ranks(world).run(checkpointed, str(tmp_path), False)[0]
-        assert loaded["steps"] == saved["steps"] == 10
+        loaded = ranks(world).run(checkpointed, str(tmp_path), False, strategy)[0]
+        assert loaded["steps"] == saved["steps"] == 12
         for mine, theirs in zip(loaded["parameters"], saved["parameters"], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 

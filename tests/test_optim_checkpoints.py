@@ -12,14 +12,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from strategy_cases import REMEMBERING, STRATEGIES
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dsd
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from fastclip import ClippedOptimizer, attach
+from fastclip import ClippedOptimizer, attach, strategies
 from fastclip.optim import checkpoints
+from fastclip.strategies import Gradients, packing
 
 KINDS: dict[str, Callable[..., Optimizer]] = {
     "adamw": lambda p: AdamW(p, lr=1e-2, weight_decay=0.1),
@@ -180,6 +182,92 @@ def test_files(kind: str, flat: bool, tmp_path: Path) -> None:
     dsd.set_optimizer_state_dict(other_net, other, loaded["optim"], options=options)
     assert other.stats() == optimizer.stats()
     assert_same(bits(net, optimizer), bits(other_net, other))
+
+
+def with_strategy(name: str, kind: str = "adamw") -> tuple[Net, ClippedOptimizer]:
+    net = Net()
+    optimizer = KINDS[kind](groups(net))
+    optimizer.param_groups[1]["max_norm"] = STRATEGIES[name]()
+    return net, ClippedOptimizer(optimizer, STRATEGIES[name]())
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+@pytest.mark.parametrize("name", [name for name in REMEMBERING if name != "percentile"])
+def test_a_strategy_goes_on_from_a_file(name: str, form: str, tmp_path: Path) -> None:
+    """One for all groups but the second, and one for that; with few norms seen, and with none."""
+    net, optimizer = with_strategy(name)
+    for steps in (0, 7):
+        train(net, optimizer, steps)
+        path = tmp_path / str(steps)
+        dcp.save(
+            {"optim": dsd.get_optimizer_state_dict(net, optimizer, options=FORMS[form])}, checkpoint_id=path
+        )
+        other_net, other = with_strategy(name)
+        train(other_net, other, 2, seed=5)  # which is forgotten
+        other_net.load_state_dict(net.state_dict())
+        loaded = {"optim": dsd.get_optimizer_state_dict(other_net, other, options=FORMS[form])}
+        dcp.load(loaded, checkpoint_id=path)
+        dsd.set_optimizer_state_dict(other_net, other, loaded["optim"], options=FORMS[form])
+        for limit, twin in zip(limits(optimizer), limits(other), strict=True):
+            assert_same([seen_by(limit)], [seen_by(twin)])
+    for one_net, one in ((net, optimizer), (other_net, other)):
+        train(one_net, one, 9, seed=1)
+    for one, twin in zip(net.parameters(), other_net.parameters(), strict=True):
+        assert_same([one, optimizer.state.get(one, {})], [twin, other.state.get(twin, {})])
+
+
+def seen_by(strategy: strategies.Strategy) -> torch.Tensor:
+    return torch.tensor(packing.packed(strategy, 4), dtype=torch.float64)
+
+
+def limits(optimizer: ClippedOptimizer) -> list[Any]:
+    return [optimizer.max_norm, optimizer.param_groups[1]["max_norm"]]
+
+
+def test_what_grows_is_left_out_with_a_warning() -> None:
+    net, optimizer = make("adamw")
+    optimizer.max_norm = strategies.Skip(strategies.Percentile(20))
+    train(net, optimizer, 3)
+    with pytest.warns(UserWarning, match="Percentile.*cannot keep what grows"):
+        state = dsd.get_optimizer_state_dict(net, optimizer)
+    train(net, optimizer, 1)
+    dsd.set_optimizer_state_dict(net, optimizer, state)
+    assert optimizer.stats().steps == 3
+    assert int(optimizer.max_norm.state_dict()["inner"]["size"]) == 4
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        strategies.Percentile(40, window=16, warmup=3),
+        strategies.MedianMAD(window=15, warmup=5),
+        strategies.Skip(strategies.MedianMAD(window=16, warmup=5)),
+    ],
+    ids=repr,
+)
+def test_another_strategy_is_refused_and_nothing_changes(other: strategies.Strategy) -> None:
+    net, optimizer = make("adamw")
+    optimizer.max_norm = strategies.MedianMAD(window=16, warmup=5)
+    train(net, optimizer, 6)
+    state = dsd.get_optimizer_state_dict(net, optimizer)
+    optimizer.max_norm = other
+    before, stats = bits(net, optimizer), optimizer.stats()
+    with pytest.raises(ValueError, match="the checkpoint is of another strategy"):
+        dsd.set_optimizer_state_dict(net, optimizer, state)
+    assert_same(before, bits(net, optimizer))
+    assert optimizer.stats() == stats
+
+
+def test_fewer_gradients_than_parameters_leave_places_empty() -> None:
+    strategy = strategies.NormStabilised()
+    strategy.decide(Gradients([], torch.tensor(1.0), norms=torch.tensor([0.6, 0.8])))
+    row = packing.packed(strategy, 3)
+    assert len(row) == packing.length(strategies.NormStabilised(), 3)
+    state = packing.unpacked(row, strategies.NormStabilised(), 3)
+    for name in ("mean", "square", "seen"):
+        assert state[name].tolist() == strategy.state_dict()[name].tolist()
+    with pytest.raises(ValueError, match="seen 2 gradients in a step; expected at most 1"):
+        packing.packed(strategy, 1)
 
 
 def test_files_of_plain_torch_need_a_partial_load(tmp_path: Path) -> None:

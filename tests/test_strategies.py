@@ -16,7 +16,7 @@ from triton_interpreter import interpreted, needs_triton, noted_launches
 
 import fastclip
 from fastclip import strategies
-from fastclip.strategies import Gradients, Strategy
+from fastclip.strategies import Gradients, Strategy, percentile
 from fastclip.strategies.within import Elements
 
 __all__ = ["interpreted"]
@@ -58,9 +58,11 @@ def test_threshold_is_that_of_the_formula(strategy: Strategy, formula: Any) -> N
 WITH_KERNELS = [
     strategies.MedianMAD(2.5, window=11, warmup=4),
     strategies.Percentile(37, window=8, warmup=3),
+    strategies.Percentile(37, warmup=3),
     strategies.QuantileServo(0.9, 0.05),
     strategies.ZScore(0.9, 1.5, 5),
     strategies.Ema(1.2, 0.9, 5, 2.0),
+    strategies.NormStabilised(),
 ]
 """With short windows: to interpret a sort is slow."""
 
@@ -97,6 +99,29 @@ def test_a_device_learns_the_same_in_one_launch(
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0, equal_nan=True)
     states = [list(s.state_dict().values())[1:] for s in (ours, theirs)]
     torch.testing.assert_close(*states, rtol=1e-12, atol=0, equal_nan=True)
+    assert len(launches) == len(sequence)
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+def test_a_history_grows_over_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastclip.kernels import threshold_launch
+
+    monkeypatch.setattr(percentile, "_FIRST_CAPACITY", 4)
+    monkeypatch.setattr(threshold_launch, "HISTORY_PER_PROGRAM", 8)
+    launches = noted_launches(monkeypatch)
+    strategy, formula = strategies.Percentile(60), oracle.percentile(60, None)
+    sequence = norms(40)
+    for step, norm in enumerate(sequence, 1):
+        found = float(strategy.decide(of_norm(norm)).threshold)  # type: ignore[arg-type]
+        if math.isfinite(norm):
+            assert found == pytest.approx(formula(sequence[:step]), rel=1e-12), f"step {step}"
+        if step == 20:  # as a checkpoint does
+            strategy.load_state_dict(strategy.state_dict())
+    state = strategy.state_dict()
+    assert state["history"].numel() == 64
+    assert state["history"][: int(state["size"])].tolist() == sorted(n for n in sequence if math.isfinite(n))
     assert len(launches) == len(sequence)
 
 

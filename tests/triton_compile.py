@@ -128,7 +128,7 @@ def step_variants() -> Iterator[Variant]:
 
 
 def threshold_variants() -> Iterator[Variant]:
-    """The kernels by which strategies learn, with the largest window."""
+    """The kernels by which strategies learn: the one that sorts twice with the largest window."""
     layout = threshold_launch.OF_STATE
     block = {"BLOCK": threshold_launch.LARGEST_WINDOW}
     norms = {"norm": "*fp32", "skipped": "*u8"}
@@ -136,7 +136,12 @@ def threshold_variants() -> Iterator[Variant]:
     signature = {**window, "k": "fp64", "factor": "fp64"}
     yield Variant("median_mad", thresholds.median_mad_kernel, signature, block, layout)
     signature = {**window, "share": "fp64"}
+    block = {"BLOCK": 128}  # to sort more is slow to compile, and done above
     yield Variant("percentile", thresholds.percentile_kernel, signature, block, layout)
+    history = {**norms, **dict.fromkeys(("history", "longer", "size", "threshold"), "*fp64")}
+    signature = {**history, "length": "i32", "warmup": "i32", "share": "fp64"}
+    block = {"BLOCK": threshold_launch.HISTORY_PER_PROGRAM}
+    yield Variant("percentile_of_all", thresholds.percentile_of_all_kernel, signature, block, layout)
     # All three read the norm by one function, so the one that is compiled soonest shows its other form.
     for returned, skipped in (("fp32", "*u8"), ("fp64", "constexpr")):
         signature = {"norm": f"*{returned}", "skipped": skipped, "threshold": "*fp64"}
@@ -149,12 +154,16 @@ def threshold_variants() -> Iterator[Variant]:
     signature = {"norm": "*fp64", "first": "*fp64", "moments": "*fp64", "threshold": "*fp64"}
     signature |= {"coefficient": "*fp64", "warmup": "i32", "decay": "fp64", "z_threshold": "fp64"}
     signature["factor"] = "fp64"
-    yield Variant("zscore", thresholds.zscore_kernel, signature, block, layout)
+    yield Variant("zscore", thresholds.zscore_kernel, signature, {"BLOCK": 32}, layout)
     vectors = ("norms", "total_norm", "average", "seen", "coefficients", "limits")
     signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32", "ratio": "fp64", "decay": "fp64"}
     signature |= {"warmup": "i32", "warmup_max_norm": "fp64"}
     block = {"BLOCK": threshold_launch.NORMS_PER_PROGRAM}
     yield Variant("ema", thresholds.ema_kernel, signature, block, layout)
+    vectors = ("norms", "total_norm", "mean", "square", "seen", "coefficients")
+    signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32"}
+    signature |= dict.fromkeys(("beta1", "beta2", "eps"), "fp64")
+    yield Variant("norm_stabilised", thresholds.norm_stabilised_kernel, signature, block, layout)
 
 
 def compile_variant(target: GPUTarget, variant: Variant) -> Any:

@@ -10,7 +10,9 @@ from fastclip.kernels.launch import Blocks
 from fastclip.kernels.thresholds import (
     ema_kernel,
     median_mad_kernel,
+    norm_stabilised_kernel,
     percentile_kernel,
+    percentile_of_all_kernel,
     quantile_servo_kernel,
     skip_kernel,
     zscore_kernel,
@@ -20,6 +22,7 @@ LARGEST_WINDOW = 1024
 """That one program is to sort; above, torch sorts."""
 
 NORMS_PER_PROGRAM = 128
+HISTORY_PER_PROGRAM = 1024
 
 OF_STATE = Blocks(rows=0, threads=128, programs_per_unit=1)
 
@@ -50,6 +53,25 @@ def percentile(
     percentile_kernel[(1,)](
         *(norm, _byte(skipped), window, threshold, length, warmup, share),
         BLOCK=_block(length),
+        **OF_STATE.options(),
+    )
+
+
+def percentile_of_all(
+    norm: Tensor,
+    skipped: Tensor | None,
+    history: Tensor,
+    longer: Tensor,
+    size: Tensor,
+    threshold: Tensor,
+    share: float,
+    warmup: int,
+) -> None:
+    """Learn as `strategies.Percentile` without a window does; `longer` is the history from then on."""
+    length = history.numel()
+    percentile_of_all_kernel[(-(-length // HISTORY_PER_PROGRAM),)](
+        *(norm, _byte(skipped), history, longer, size, threshold, length, warmup, share),
+        BLOCK=HISTORY_PER_PROGRAM,
         **OF_STATE.options(),
     )
 
@@ -111,6 +133,33 @@ def ema(
         **OF_STATE.options(),
     )
     return coefs, limits
+
+
+def norm_stabilised(
+    norms: Tensor,
+    total_norm: Tensor,
+    averages: tuple[Tensor, Tensor, Tensor],
+    settings: tuple[float, float, float],
+) -> Tensor:
+    """Learn from norms as `strategies.NormStabilised` does.
+
+    Args:
+        norms: Of the gradients, (n,).
+        total_norm: Of all together.
+        averages: Of the norms, of their squares, and how many those are; each (n,) float64.
+        settings: beta1, beta2 and eps.
+
+    Returns:
+        The coefficients, (n,) float64.
+    """
+    count = norms.numel()
+    coefs = torch.empty(count, dtype=torch.float64, device=norms.device)
+    norm_stabilised_kernel[(-(-count // NORMS_PER_PROGRAM),)](
+        *(norms, total_norm, *averages, coefs, count, *settings),
+        BLOCK=NORMS_PER_PROGRAM,
+        **OF_STATE.options(),
+    )
+    return coefs
 
 
 def _byte(skipped: Tensor | None) -> Tensor | None:

@@ -1,9 +1,9 @@
 """Finalize, for a strategy: from the norm of a step to the threshold of the next, in one program.
 
 Math        that of the class in fastclip/strategies that has the kernel's name; in float64.
-Grid        one program.
-Traffic     the state twice: 16 bytes per norm of a window.
-Order       one program; windows are sorted by a fixed network.
+Grid        one program; of what has many norms, one for each BLOCK of them.
+Traffic     the state twice: 16 bytes per norm of a window or a history.
+Order       no sum is shared by programs; windows are sorted by a fixed network.
 Requires    nothing else reads or writes the state meanwhile; a window of at most BLOCK norms.
 Range       a norm that is nan or inf, or of a step that was skipped, changes nothing.
 Scratch     none.
@@ -93,6 +93,66 @@ def percentile_kernel(
     high = _at(ordered, tl.ceil(rank).to(tl.int32), BLOCK)
     limit = low + (high - low) * (rank - below)
     tl.store(threshold, tl.where(number < warmup, float("inf"), limit))
+
+
+@triton.jit
+def _place_in(ordered, length, x):
+    """Return how many elements are below x."""
+    low = 0
+    high = length
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(ordered + middle) < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@triton.jit
+def _with(ordered, place, x, index):
+    """Return what stands at an index once x is put in its place."""
+    before = tl.load(ordered + tl.maximum(index - 1, 0))
+    return tl.where(index < place, tl.load(ordered + index), tl.where(index == place, x, before))
+
+
+@triton.jit(do_not_specialize=["length", "warmup"])
+def percentile_of_all_kernel(
+    norm,
+    skipped,
+    history,
+    longer,
+    size,
+    threshold,
+    length,
+    warmup,
+    share: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    """Copy the sorted history with the norm in its place, BLOCK places per program; write the threshold.
+
+    Unused places are inf, and there is one at least.
+    """
+    share = tl.full([], share, tl.float64)
+    x, counts = _seen(norm, skipped)
+    # Behind everything, where it is one more unused place.
+    x = tl.where(counts, x, float("inf"))
+    place = _place_in(history, length, x)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < length
+    here = tl.load(history + index, mask, other=0.0)
+    before = tl.load(history + index - 1, mask & (index > 0), other=0.0)
+    values = tl.where(index < place, here, tl.where(index == place, x, before))
+    tl.store(longer + index, values, mask)
+    if tl.program_id(0) == 0:
+        number = tl.load(size) + tl.where(counts, 1.0, 0.0)
+        rank = share * tl.maximum(number - 1.0, 0.0)
+        below = tl.floor(rank)
+        low = _with(history, place, x, below.to(tl.int32))
+        high = _with(history, place, x, tl.ceil(rank).to(tl.int32))
+        limit = tl.where(high > low, low + (high - low) * (rank - below), low)
+        tl.store(threshold, tl.where(number < warmup, float("inf"), limit))
+        tl.store(size, number)
 
 
 @triton.jit
@@ -199,3 +259,39 @@ def ema_kernel(
     tl.store(limits + place, tl.where(in_warmup, early, limit), mask)
     tl.store(average + place, tl.where(counts, updated, mean), mask)
     tl.store(seen + place, tl.where(counts, number + 1.0, number), mask)
+
+
+@triton.jit(do_not_specialize=["count"])
+def norm_stabilised_kernel(
+    norms,
+    total_norm,
+    mean,
+    square,
+    seen,
+    coefficients,
+    count,
+    beta1: tl.float64,
+    beta2: tl.float64,
+    eps: tl.float64,
+    BLOCK: tl.constexpr,
+):
+    """Average each norm in and write its coefficient; BLOCK of them per program."""
+    beta1 = tl.full([], beta1, tl.float64)
+    beta2 = tl.full([], beta2, tl.float64)
+    eps = tl.full([], eps, tl.float64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < count
+    x = tl.load(norms + place, mask, other=0.0).to(tl.float64)
+    counts = tl.load(total_norm).to(tl.float64) < float("inf")  # False of nan
+    first = tl.load(mean + place, mask, other=0.0)
+    second = tl.load(square + place, mask, other=0.0)
+    number = tl.load(seen + place, mask, other=0.0)
+    first = tl.where(counts, x + beta1 * (first - x), first)
+    second = tl.where(counts, x * x + beta2 * (second - x * x), second)
+    number = tl.where(counts, number + 1.0, number)
+    tl.store(mean + place, first, mask)
+    tl.store(square + place, second, mask)
+    tl.store(seen + place, number, mask)
+    first /= 1.0 - tl.exp(number * tl.log(beta1))
+    second /= 1.0 - tl.exp(number * tl.log(beta2))
+    tl.store(coefficients + place, first / (tl.sqrt(second) + eps) / (x + eps), mask)

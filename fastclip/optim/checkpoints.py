@@ -1,16 +1,19 @@
 """Where fastclip's counters stand in a checkpoint, and how they pass through torch.distributed.checkpoint.
 
 In a `state_dict` they have a key of their own beside `state` and `param_groups`. torch.distributed.checkpoint
-carries nothing but these two and, flattened, of a parameter's state only the names that it has by then. So
-there the counters stand in the state of the first parameter that has any; loading takes them out again.
+carries nothing but these two and, flattened, of a parameter's state only the names that it has by then, each
+as large as it is by then. So there the counters, and what strategies have seen, stand in a row in the state
+of the first parameter that has any; loading takes them out again.
 FullyShardedDataParallel (not `fully_shard`) leaves no place for them: there they start from nothing.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -19,16 +22,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclip.optim.callers import is_checkpointing
-from fastclip.optim.deciding import GROUP_KEY, strategies_of
+from fastclip.optim.deciding import GROUP_KEY, clippers, strategies_of
 from fastclip.optim.outcome import Stats, Tally
 from fastclip.optim.settings import Settings
 from fastclip.strategies import Strategy
+from fastclip.strategies.packing import length, packed, unpacked
 
 KEY = "fastclip"
 """Under which the counters stand."""
 
 STRATEGIES = "strategies"
 """Under which, beside the counters, strategies have theirs, by the names that `deciding` gives them."""
+
+_ROW = "row"
+"""The same in what was taken out of a parameter's state, as `packing` has it: one after the other."""
 
 _NAMES = tuple(field.name for field in fields(Stats))
 
@@ -50,13 +57,13 @@ def with_counters(
 ) -> dict[str, Any]:
     """Return an optimizer's `state_dict` with the counters and what strategies have seen.
 
-    torch.distributed.checkpoint gets the counters alone: it has no place for what grows.
+    torch.distributed.checkpoint has no place for what grows, of which a warning says that it is left out.
     """
     if not is_checkpointing():
         found: dict[str, Any] = dict(tally.state_dict())
         if states := {name: s.state_dict() for name, s in strategies_of(optimizer, settings)}:
             found[STRATEGIES] = states
-        groups = [_of_numbers(group) for group in state_dict["param_groups"]]
+        groups = [_of_numbers(group, {}) for group in state_dict["param_groups"]]
         return {**state_dict, "param_groups": groups, KEY: found}
     trained = {
         index: param
@@ -69,8 +76,19 @@ def with_counters(
     first = next((index for index in trained if index in state), None)
     # FullyShardedDataParallel takes a vector for a shard, and numbers only if all ranks have the same.
     if first is not None and not getattr(trained[first], "_fsdp_flattened", False):
-        state[first] = {**state[first], KEY: _as_tensor(tally.state_dict(), trained[first].device)}
-    return {**state_dict, "state": state}
+        row = [tally.state_dict()[name] for name in _NAMES]
+        for strategy, num_gradients in _strategies(optimizer, settings):
+            if strategy.grows:
+                warnings.warn(
+                    f"{strategy!r}: torch.distributed.checkpoint cannot keep what grows, and a resumed run "
+                    f"starts it anew; give it a window, or save the optimizer's own state_dict() beside.",
+                    stacklevel=2,
+                )
+            row += packed(strategy, num_gradients)
+        state[first] = {**state[first], KEY: _as_tensor(row, trained[first].device)}
+    # Flattened, it wants a number for every key of a group.
+    groups = [_of_numbers(group, {GROUP_KEY: math.inf}) for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups, "state": state}
 
 
 def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -82,8 +100,11 @@ def without_counters(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[s
         return rest, state_dict.get(KEY)
     own = {key: _without_key(entry) for key, entry in state.items()}
     rest["state"] = {key: entry for key, entry in own.items() if entry != {}}
-    counters = next((entry for entry in carried if isinstance(entry, Tensor)), None)
-    return rest, None if counters is None else dict(zip(_NAMES, counters.tolist(), strict=True))
+    found = next((entry for entry in carried if isinstance(entry, Tensor)), None)
+    if found is None:
+        return rest, None
+    row = found.tolist()
+    return rest, {**dict(zip(_NAMES, row, strict=False)), _ROW: row[len(_NAMES) :]}
 
 
 def loading(
@@ -97,14 +118,17 @@ def loading(
     Raises:
         ValueError: The checkpoint is of another strategy.
     """
-    saved = (counters or {}).get(STRATEGIES, {})
+    numbers = dict(counters or {})
+    row, saved = numbers.pop(_ROW, []), numbers.pop(STRATEGIES, {})
     states = [(s, saved[name]) for name, s in strategies_of(optimizer, settings) if name in saved]
+    if row:
+        states += _taken_apart(row, list(_strategies(optimizer, settings)))
     for strategy, state in states:
         copy.deepcopy(strategy).load_state_dict(state)  # objects to what it cannot load
     own = [group.get(GROUP_KEY) for group in optimizer.param_groups]
 
     def go_on() -> None:
-        tally.load_state_dict(counters)
+        tally.load_state_dict(numbers or None)
         for strategy, state in states:
             strategy.load_state_dict(state)
         for group, limit in zip(optimizer.param_groups, own, strict=True):
@@ -114,17 +138,41 @@ def loading(
     return go_on
 
 
-def _of_numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group without a max_norm that plain torch could not load."""
+def _strategies(optimizer: Optimizer, settings: Settings) -> Iterator[tuple[Strategy, int]]:
+    """Yield the strategies at work, and how many gradients each has at most."""
+    for clipper in clippers("state_dict", optimizer, settings):
+        if isinstance(clipper.max_norm, Strategy):
+            yield clipper.max_norm, sum(param.requires_grad for param in clipper.params)
+
+
+def _taken_apart(
+    row: list[float], strategies: list[tuple[Strategy, int]]
+) -> list[tuple[Strategy, dict[str, Any]]]:
+    """Return the states of these strategies, which stand in a row.
+
+    Raises:
+        ValueError: The row is that of other strategies.
+    """
+    states, at = [], 0
+    for number, (strategy, num_gradients) in enumerate(strategies, 1):
+        end = at + length(strategy, num_gradients)
+        part = row[at:] if number == len(strategies) else row[at:end]
+        states.append((strategy, unpacked(part, strategy, num_gradients)))
+        at = end
+    return states
+
+
+def _of_numbers(group: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:
+    """Return a group without a max_norm that plain torch could not load, and with something instead."""
     if isinstance(group.get(GROUP_KEY), Strategy | Tensor):
-        return {key: value for key, value in group.items() if key != GROUP_KEY}
+        return {**{key: value for key, value in group.items() if key != GROUP_KEY}, **instead}
     return group
 
 
-def _as_tensor(counters: dict[str, float], device: torch.device) -> Tensor:
+def _as_tensor(row: list[float], device: torch.device) -> Tensor:
     """Return what torch.distributed.checkpoint takes for state: a tensor that is beside its parameter."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.tensor([counters[name] for name in _NAMES], dtype=dtype, device="cpu").to(device)
+    return torch.tensor(row, dtype=dtype, device="cpu").to(device)
 
 
 def _without_key(entry: Any) -> Any:

@@ -110,8 +110,17 @@ class Strategy(ABC):
         """Whether it asks for the norm of each gradient: the total norm then follows from these."""
         return False
 
+    @property
+    def grows(self) -> bool:
+        """Whether what it remembers becomes more with every step."""
+        return False
+
+    def begin(self, norms: Tensor) -> None:
+        """Forget all: the state is that of before a first step, of gradients with norms like these, 1-dim."""
+        self._state = self._initial(norms if self.of_each else norms.new_zeros(1))
+
     def _initial(self, like: Tensor) -> dict[str, Tensor]:
-        """Return the state before the first step, of the device and the dtype of `like`."""
+        """Return the state before the first step, of device and dtype of `like`: a norm, or those of each."""
         return {}
 
     def _on(self, like: Tensor) -> dict[str, Tensor]:
@@ -122,14 +131,12 @@ class Strategy(ABC):
             self._state = {name: value.to(like.device) for name, value in self._state.items()}
         return self._state
 
-    def _of_norms(self, norms: Tensor, **initial: float) -> dict[str, Tensor]:
-        """Return a state with an entry for each norm, which begins with these numbers.
+    def _of_norms(self, norms: Tensor) -> dict[str, Tensor]:
+        """Return a state with an entry for each norm.
 
         Raises:
             ValueError: There are more or fewer norms than in the step before.
         """
-        if not self._state:
-            self._state = {name: torch.full_like(norms, value) for name, value in initial.items()}
         state = self._on(norms)
         if (before := next(iter(state.values())).numel()) != norms.numel():
             raise ValueError(

@@ -50,6 +50,9 @@ class Ema(Strategy):
         """Whether each gradient has an average of its own."""
         return self.per_tensor
 
+    def _initial(self, like: Tensor) -> dict[str, Tensor]:
+        return {"average": torch.full_like(like, math.inf), "seen": torch.zeros_like(like)}
+
     def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
         of_one = state["average"].numel() == 1
         if self.per_tensor or of_one:
@@ -60,7 +63,7 @@ class Ema(Strategy):
         """Return a coefficient for all, or one for each parameter."""
         total = gradients.total_norm
         norms = gradients.norms if self.per_tensor else total.reshape(1)
-        state = self._of_norms(norms, average=math.inf, seen=0.0)
+        state = self._of_norms(norms)
         average, seen = state["average"], state["seen"]
         if (kernels := on_device.kernels(norms)) is not None:
             settings = self.ratio, self.decay, self.warmup, self.warmup_max_norm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastclip.strategies import on_device
 from fastclip.strategies.base import Decision, Gradients, Strategy, positive, share
 
 
@@ -32,13 +33,17 @@ class NormStabilised(Strategy):
         self.beta2 = share("NormStabilised", "beta2", beta2)
         self.eps = positive("NormStabilised", "eps", eps)
 
-    def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
-        return None  # as many as there are parameters, which show themselves in the next step
+    def _initial(self, like: Tensor) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(like) for name in ("mean", "square", "seen")}
 
     def decide(self, gradients: Gradients) -> Decision:
         """Return a coefficient for each parameter, which may be above 1."""
         norms = gradients.norms
-        state = self._of_norms(norms, mean=0.0, square=0.0, seen=0.0)
+        state = self._of_norms(norms)
+        if (kernels := on_device.kernels(norms)) is not None:
+            averages = state["mean"], state["square"], state["seen"]
+            settings = self.beta1, self.beta2, self.eps
+            return Decision(kernels.norm_stabilised(norms, gradients.total_norm, averages, settings))
         finite = gradients.total_norm.isfinite()
         known = torch.where(finite, norms, 0.0)
         weight = finite.to(norms.dtype)

@@ -21,8 +21,8 @@ class Percentile(Global):
 
     Args:
         p: Of 100; 10 clips nine steps in ten, which makes most steps the same length.
-        window: Norms that count; None for all, which are kept sorted: 8 bytes each, and a step moves them
-            once. A captured graph, which cannot grow, needs a window.
+        window: Norms that count; None for all, which are kept sorted: 8 bytes each, 16 on a GPU, and a step
+            moves them once. A captured graph, which cannot grow, needs a window.
         warmup: Norms to see before anything is clipped.
 
     Source:
@@ -36,8 +36,14 @@ class Percentile(Global):
         self.window = None if window is None else count("Percentile", "window", window, 1)
         self.warmup = count("Percentile", "warmup", warmup, 1)
         self._calls: int | None = 0
+        self._spare: Tensor | None = None  # the history before the latest norm, which the next one overwrites
         if window is not None and warmup > window:
             raise ValueError(f"Percentile: warmup={warmup} with window={window}; expected warmup <= window.")
+
+    @property
+    def grows(self) -> bool:
+        """Whether there is no window."""
+        return self.window is None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where another run was; waits for the device."""
@@ -61,11 +67,19 @@ class Percentile(Global):
         return self._on(norm)["threshold"]
 
     def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
-        if self.window is None or self.window > kernels.LARGEST_WINDOW:
+        if self.window is not None and self.window > kernels.LARGEST_WINDOW:
             return False
         state = self._on(norm.new_empty((), dtype=torch.float64))
         settings = self.p / 100, self.warmup
-        kernels.percentile(norm, skipped, state["window"], state["threshold"], *settings)
+        if self.window is not None:
+            kernels.percentile(norm, skipped, state["window"], state["threshold"], *settings)
+            return True
+        history, spare = self._with_room(state), self._spare
+        if spare is None or spare.shape != history.shape or spare.device != history.device:
+            spare = torch.empty_like(history)
+        of_all = history, spare, state["size"], state["threshold"]
+        kernels.percentile_of_all(norm, skipped, *of_all, *settings)
+        state["history"], self._spare = spare, history
         return True
 
     def observe(self, norm: Tensor) -> None:

@@ -57,6 +57,15 @@ class Skip(Strategy):
         outlier = ~((norm <= limit * self.factor) & norm.isfinite())
         return limit, torch.where(outlier, 1.0, clip_coefficient(limit, norm)), outlier
 
+    @property
+    def grows(self) -> bool:
+        """Whether the strategy in it does."""
+        return self.strategy.grows
+
+    def begin(self, norms: Tensor) -> None:
+        """Let the strategy in it begin."""
+        self.strategy.begin(norms)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the class and the state of the strategy in it."""
         return {"strategy": "Skip", "inner": self.strategy.state_dict()}
