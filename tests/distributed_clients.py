@@ -352,8 +352,8 @@ def raised(culprit: int) -> str:
 def checkpointed(path: str, save: bool, strategy: str | None) -> dict[str, Any]:
     """Train, save and go on; or load, maybe on other ranks, and go on."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from strategy_cases import STRATEGIES
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
     from torch.distributed.fsdp import fully_shard
 
     model = fully_shard(small(0 if save else 1))
