@@ -17,7 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
+ARCHS = ("8.0", "9.0", "10.0", "12.0+PTX")  # of every generation the one that trains
 VECTORIZED_NORMS = ("SumSquares", "SumMagnitudes", "MaxMagnitude")
 NUM_DTYPES, LOADS_IN_FLIGHT = 4, 4
 
@@ -138,7 +138,7 @@ def test_no_kernel_spills_or_uses_local_memory(built: tuple[Path, str]) -> None:
     assert "warning" not in report
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     kernels = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'", report)
-    assert {arch for _, arch in kernels} == {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
+    assert {arch for _, arch in kernels} == {"sm_80", "sm_90", "sm_100", "sm_120"}
     assert len(frames) >= len(kernels) > 100
     assert set(frames) == {("0", "0", "0")}
 

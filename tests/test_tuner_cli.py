@@ -261,7 +261,8 @@ class TestWorkers:
             for trial in finished
             if trial.system_attrs.get("failed_trial") in {trial.number for trial in abandoned}
         ]
-        assert copies == [trial.params for trial in abandoned]
+        # A trial that had no parameters yet is drawn again.
+        assert all(lost.params in ({}, params) for lost, params in zip(abandoned, copies, strict=True))
         assert "6 trials: best" in invoke("status", "--storage", url, "--study", "shared").output
 
     @staticmethod
