@@ -51,7 +51,7 @@ bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/
 	$(BIN)/fastclip bench --strategies --json benchmarks/results/strategies.json --plot benchmarks/results/strategies.png
 	$(BIN)/python benchmarks/update_readme.py
 
-gpu:  ## Prove and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.
+gpu:  ## Check and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.
 	$(PYTHON) benchmarks/gpu.py
 
 lint: $(EXTENSION)  ## Check style and types of Python and C++.

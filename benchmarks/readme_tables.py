@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastclip.bench.environment import Environment
-from fastclip.bench.results import Results, Row, load
+from fastclip.bench.results import MIN_NBYTES, Results, Row, load, quoted_backend
 from fastclip.bench.steps import DEFAULT, FUSED, SUBJECT
 from fastclip.bench.table import digits
 
@@ -45,8 +45,6 @@ GPU_PEERS = {
 GPU_FIRST = ("llama3-8b", "gpt2", "resnet50", "2000-tiny")
 """Workloads of the README; benchmarks/README.md has all of them."""
 GPU_STEP_COLUMNS = (*STEP_COLUMNS, "of a copy", "host: fused", "fastclip")
-MIN_NBYTES = 2**20
-"""Of gradients whose time on a device says something of its memory."""
 TRAINED = "gpt2-124m"
 """The iteration of which the README quotes the cost of clipping."""
 DISTRIBUTED_COLUMNS = ("DTensors", "what", "torch", "fastclip", "")
@@ -104,11 +102,6 @@ def gpu_steps_table(folder: Path) -> str:
 def gpu_all_table(folder: Path) -> str:
     """Return every workload and mode on the same GPUs, what `torch.compile` makes of some, and DTensors."""
     return _each_gpu(folder, _gpu_all)
-
-
-def gpu_backend(run: dict[str, Any]) -> str:
-    """Return the backend of fastclip that is quoted: the first that the run has checked."""
-    return str(next(iter(run["checks"])))
 
 
 def distributed_table(folder: Path) -> str:
@@ -283,7 +276,7 @@ def _each_gpu(folder: Path, describe: Callable[[dict[str, Any]], str]) -> str:
 
 
 def _gpu_first(run: dict[str, Any]) -> str:
-    env, backend = run["environment"], gpu_backend(run)
+    env, backend = run["environment"], quoted_backend(run)
     rows = [row for row in run["clips"] if row["workload"] in GPU_FIRST and row["mode"] != "norm"]
     headline = _headline(env["gpu"], _gpu_times(rows, backend)) + _training_cost(run)
     text = (
@@ -332,7 +325,7 @@ def _measured_with(run: dict[str, Any]) -> str:
 
 
 def _gpu_clips(run: dict[str, Any], rows: list[dict[str, Any]], text: str) -> str:
-    backend = gpu_backend(run)
+    backend = quoted_backend(run)
     peers = [peer for peer in GPU_PEERS if any(peer in row["device_ms"] for row in rows)]
     names = [*(GPU_PEERS[peer] for peer in peers), "fastclip"]
     columns = ["gradients", "clipping", *names, "", "of a copy", f"host: {names[0]}", *names[1:]]
@@ -349,7 +342,7 @@ def _gpu_clips(run: dict[str, Any], rows: list[dict[str, Any]], text: str) -> st
 def _gpu_steps(run: dict[str, Any]) -> str:
     if not run.get("steps"):
         return "No steps were timed."
-    env, backend = run["environment"], gpu_backend(run)
+    env, backend = run["environment"], quoted_backend(run)
     text = (
         f"The same on an {env['gpu']}: milliseconds on the device, then of the host. The state is torch's, "
         f"so the update moves what torch's fused step moves."
@@ -371,8 +364,8 @@ def _gpu_all(run: dict[str, Any]) -> str:
 
 
 def _compiled(run: dict[str, Any]) -> str:
-    names = {PEER: "torch foreach", "torch_compile": "torch.compile", gpu_backend(run): "fastclip"}
-    names |= {f"{PEER}_graph": "graph: torch foreach", f"{gpu_backend(run)}_graph": "graph: fastclip"}
+    names = {PEER: "torch foreach", "torch_compile": "torch.compile", quoted_backend(run): "fastclip"}
+    names |= {f"{PEER}_graph": "graph: torch foreach", f"{quoted_backend(run)}_graph": "graph: fastclip"}
     cells = [[row["title"], row["mode"], *(_median(row, peer) for peer in names)] for row in run["compiled"]]
     text = (
         "Milliseconds on the device beside torch's clip through `torch.compile`, and captured in CUDA graphs."

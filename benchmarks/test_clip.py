@@ -18,6 +18,6 @@ def test_clip(benchmark: BenchmarkFixture, checked: Check, peer: Peer, mode: str
     benchmark.group = str(case)
     benchmark.extra_info["nbytes"] = case.traffic.nbytes
     parameters = case.workload.parameters(DTYPES[case.dtype])
-    clipping = Clipping(parameters, case.mode, checked.total_norm)
+    clipping = Clipping([parameters], case.mode, checked.total_norm)
     # A setup before each round makes it one call long.
-    benchmark.pedantic(clipping.call(peer), setup=clipping.next_threshold, rounds=NUM_ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(clipping.call(peer), setup=clipping.prepare, rounds=NUM_ROUNDS, warmup_rounds=1)

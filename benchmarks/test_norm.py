@@ -15,4 +15,4 @@ def test_norm(benchmark: BenchmarkFixture, checked: Check, peer: Peer) -> None:
     benchmark.extra_info["nbytes"] = case.traffic.nbytes
     benchmark.extra_info["relative_error"] = checked.relative_errors[peer.name]
     parameters = case.workload.parameters(DTYPES[case.dtype])
-    benchmark(Clipping(parameters, case.mode, checked.total_norm).call(peer))
+    benchmark(Clipping([parameters], case.mode, checked.total_norm).call(peer))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fastclip
 from fastclip import bench
+from fastclip.bench.suite import SECTIONS, NoDeviceError, SuiteOptions, run_suite
 
 # Module that may be missing -> the extra that brings it.
 EXTRAS = {
@@ -23,6 +24,7 @@ USAGE_ERROR = 2
 
 try:
     import click
+    from click.core import ParameterSource
 
     from fastclip.monitor.cli import monitor
 except ModuleNotFoundError:
@@ -137,6 +139,21 @@ def info(as_json: bool) -> None:
     callback=one_or_more_of(bench.MODES),
     help="; ".join(f"{mode}: {meaning}" for mode, meaning in bench.MODES.items()) + ". Default: all.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda: check and time whichever backends run on this GPU; about ten minutes.",
+)
+@click.option(
+    "--section",
+    "sections",
+    multiple=True,
+    metavar="NAMES",
+    callback=one_or_more_of(SECTIONS),
+    help=f"With --device cuda, only these: {', '.join(SECTIONS)}.",
+)
 @click.option("--steps", is_flag=True, help="Time clip and optimizer step together, in float32.")
 @click.option("--distributed", is_flag=True, help="Time both over DTensors, on one rank and one thread.")
 @click.option("--strategies", is_flag=True, help="Train small networks with each strategy; time its step.")
@@ -155,6 +172,8 @@ def run_bench(
     models: tuple[str, ...],
     dtypes: tuple[str, ...],
     modes: tuple[str, ...],
+    device: str,
+    sections: tuple[str, ...],
     steps: bool,
     distributed: bool,
     strategies: bool,
@@ -178,7 +197,14 @@ def run_bench(
       fastclip bench --steps --quick
       fastclip bench --distributed
       fastclip bench --strategies --quick
+      fastclip bench --device cuda --quick
+      fastclip bench --device cuda --section clips --section steps --json gpu.json
     """
+    if device == "cuda":
+        _bench_gpu(sections, quick, json_path)
+        return
+    if sections:
+        raise click.UsageError("--section: only with --device cuda.")
     from rich.console import Console
 
     from fastclip.bench import table
@@ -233,16 +259,32 @@ def run_bench(
         click.echo(f"wrote {plot_path}")
 
 
+def _bench_gpu(sections: tuple[str, ...], quick: bool, json_path: Path | None) -> None:
+    context = click.get_current_context()
+    others = set(context.params) - {"device", "sections", "quick", "json_path"}
+    given = [n for n in others if context.get_parameter_source(n) is not ParameterSource.DEFAULT]
+    names = {option.name: option.opts[0] for option in context.command.params}
+    if given:
+        raise click.UsageError(
+            f"{', '.join(sorted(names[name] for name in given))}: not with --device cuda, whose workloads "
+            f"are its own; expected --section, --quick and --json."
+        )
+    try:
+        sys.exit(run_suite(SuiteOptions(sections, quick=quick, json_path=json_path)))
+    except NoDeviceError as error:
+        raise click.ClickException(f"--device cuda: {error}") from error
+
+
 def _bench_distributed(
     threads: int | None, quick: bool, time_budget: float | None, json_path: Path | None
 ) -> None:
-    from fastclip.bench import distributed_table, table
+    from fastclip.bench import table
     from fastclip.bench.distributed import run_distributed
     from fastclip.bench.results import write_json
 
     budget = time_budget or (0.25 if quick else 2.5)
     results = run_distributed(threads=threads or 1, time_budget_s=budget)
-    table.console().print(distributed_table.render(results))
+    table.console().print(table.render_distributed(results))
     if json_path is not None:
         write_json(json_path, results.content())
         click.echo(f"wrote {json_path}")
@@ -304,7 +346,7 @@ def _bench_steps(
 ) -> None:
     from rich.console import Console
 
-    from fastclip.bench import steps_table, table
+    from fastclip.bench import table
     from fastclip.bench.isolation import apart
     from fastclip.bench.progress import ConsoleProgress
     from fastclip.bench.results import save
@@ -319,7 +361,7 @@ def _bench_steps(
         results = run_steps(options, progress=ConsoleProgress(Console(stderr=True)), apply=apart)
     except bench.CheckError as error:
         raise click.ClickException(f"the check against float64 failed: {error}") from error
-    table.console().print(steps_table.render(results))
+    table.console().print(table.render_steps(results))
     if json_path is not None:
         save(results, json_path)
         click.echo(f"wrote {json_path}")

@@ -21,7 +21,19 @@ from rich.console import Console
 
 import fastclip
 from fastclip import files
-from fastclip.bench import DTYPES, MODES, WORKLOADS, Case, CheckError, Options, Peer, Workload, run, runner
+from fastclip.bench import (
+    DTYPES,
+    MODES,
+    WORKLOADS,
+    Case,
+    CheckError,
+    Options,
+    Peer,
+    Workload,
+    devices,
+    run,
+    runner,
+)
 from fastclip.bench import environment as environment_module
 from fastclip.bench.bandwidth import Bandwidth, Memory
 from fastclip.bench.cases import Clipping, Traffic
@@ -134,10 +146,10 @@ def test_interleave_switches_the_collector_back_on() -> None:
 def test_active_clipping_stays_active_and_never_decays(dtype: torch.dtype, peer: Peer) -> None:
     parameters = SMALL.parameters(dtype)
     start = fastclip.reference.total_norm(gradients(parameters), 2.0)
-    clipping = Clipping(parameters, "active", start)
+    clipping = Clipping([parameters], "active", start)
     call = clipping.call(peer)
     for _ in range(150):
-        clipping.next_threshold()
+        clipping.prepare()
         norm = fastclip.reference.total_norm(clipping.gradients, 2.0)
         assert 0.45 * start < norm < 1.01 * start
         assert 0.95 < clipping.max_norm / norm < 1
@@ -148,9 +160,9 @@ def test_active_clipping_stays_active_and_never_decays(dtype: torch.dtype, peer:
 def test_other_modes_write_nothing(mode: str) -> None:
     parameters = SMALL.parameters(torch.float32)
     before = [grad.clone() for grad in gradients(parameters)]
-    clipping = Clipping(parameters, mode, fastclip.reference.total_norm(before, 2.0))
+    clipping = Clipping([parameters], mode, fastclip.reference.total_norm(before, 2.0))
     for peer in PEERS:
-        clipping.next_threshold()
+        clipping.prepare()
         clipping.call(peer)()
     assert all(torch.equal(a, b) for a, b in zip(before, gradients(parameters), strict=True))
 
@@ -244,7 +256,7 @@ def test_check_is_red_for_a_wrong_norm() -> None:
 
 def test_red_check_stops_all_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
-    monkeypatch.setattr(runner, "interleave", lambda *_, **__: timed.append("case"))
+    monkeypatch.setattr(devices, "interleave", lambda *_, **__: timed.append("case"))
     monkeypatch.setattr(runner, "Memory", lambda: timed.append("bandwidth"))
     monkeypatch.setitem(runner.WORKLOADS, "small", SMALL)
     wrong = [dataclasses.replace(FASTCLIP, clip=writes_unasked), *PEERS[1:]]
@@ -286,7 +298,7 @@ def test_rows_are_timed_where_the_caller_wants(monkeypatch: pytest.MonkeyPatch) 
 
     options = Options(models=("small",), dtypes=("float32", "float16"), threads=1, time_budget_s=1e-3)
     assert len(run(options, apply=recording).rows) == 2 * len(MODES)
-    assert applied == ["time_modes"] * 2
+    assert applied == ["time_workload"] * 2
 
 
 def test_run_times_every_case_with_every_peer(results: Results) -> None:

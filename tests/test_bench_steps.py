@@ -17,7 +17,7 @@ from fastclip.bench.results import load
 
 pytestmark = pytest.mark.skipif(cpu._C is None, reason="the C++ extension is not built")
 
-SMALL = Workload("small", "small", ((300, 40), (40,)))
+SMALL = Workload("small", "small", ((300, 40), (40,)), "float32")
 
 
 @pytest.mark.parametrize("kind", steps.STEP_KINDS.values(), ids=steps.STEP_KINDS)

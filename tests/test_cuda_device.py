@@ -10,10 +10,10 @@ import pytest
 import tolerance
 import torch
 from cases import BY_NAME, DTYPES, NORM_TYPES, Case, dtype_id, parameters_of, present, select
-from gpu_suite.waiting import forbidden_waits
 
 import fastclip
 from fastclip import reference
+from fastclip.bench.launches import forbidden_waits
 
 pytestmark = [
     pytest.mark.cuda,

@@ -9,13 +9,13 @@ from typing import Any
 import optim_cases as cases
 import pytest
 import torch
-from gpu_suite.waiting import forbidden_waits
 from optim_oracle import Oracle
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import fastclip
 from fastclip import ClippedOptimizer
 from fastclip.backends import cuda
+from fastclip.bench.launches import forbidden_waits
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NUM_STEPS = 50

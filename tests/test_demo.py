@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import fastclip
-from fastclip.bench import WORKLOADS, runner
+from fastclip.bench import WORKLOADS, devices, runner
 from fastclip.bench.bandwidth import Memory
 from fastclip.bench.runner import torch_threads
 from fastclip.bench.timing import interleave
@@ -78,7 +78,7 @@ def log_console():
 def test_demo_shows_backends_speed_and_rescue(tmp_path, capsys, monkeypatch):
     # The table of a quick look: what training shows is the same.
     monkeypatch.setattr(runner, "Memory", partial(Memory, numel=1 << 12))
-    monkeypatch.setattr(runner, "interleave", lambda *args, **options: interleave(*args, budget_s=0.01))
+    monkeypatch.setattr(devices, "interleave", lambda *args, **options: interleave(*args, budget_s=0.01))
     monkeypatch.setitem(runner.WORKLOADS, "resnet50", replace(WORKLOADS["resnet50"], shapes=((64, 64),)))
     output = tmp_path / "made" / "here"
     assert run(output, search=False) == 0

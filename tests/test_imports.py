@@ -61,6 +61,19 @@ TUNER_LAYERS = (
     ("training",),
     ("errors",),
 )
+# And within the benchmark: the engine is what lies under the steps.
+BENCH_LAYERS = (
+    ("suite", "table", "report"),
+    ("sections", "targets", "device_plot"),
+    ("plot", "distributed", "launches", "strategies", "training"),
+    ("steps",),
+    ("runner",),
+    ("results",),
+    ("check", "bandwidth"),
+    ("cases",),
+    ("devices", "peers"),
+    ("models", "timing", "environment", "isolation", "progress"),
+)
 
 
 def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
@@ -156,7 +169,9 @@ def modules_in(package: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "layers"), [("", LAYERS), ("tuner", TUNER_LAYERS)], ids=["fastclip", "tuner"]
+    ("folder", "layers"),
+    [("", LAYERS), ("tuner", TUNER_LAYERS), ("bench", BENCH_LAYERS)],
+    ids=["fastclip", "tuner", "bench"],
 )
 def test_layers_are_the_modules_there_are(folder: str, layers: tuple[tuple[str, ...], ...]) -> None:
     assert set(ranks(layers)) - {"_C"} == modules_in(PACKAGE / folder)
@@ -166,8 +181,9 @@ def test_imports_go_down() -> None:
     assert upward_imports(PACKAGE) == []
 
 
-def test_imports_within_the_tuner_go_down() -> None:
-    assert upward_imports(PACKAGE / "tuner", TUNER_LAYERS, "fastclip.tuner.") == []
+@pytest.mark.parametrize(("folder", "layers"), [("tuner", TUNER_LAYERS), ("bench", BENCH_LAYERS)])
+def test_imports_within_a_folder_go_down(folder: str, layers: tuple[tuple[str, ...], ...]) -> None:
+    assert upward_imports(PACKAGE / folder, layers, f"fastclip.{folder}.") == []
 
 
 def test_an_upward_import_is_found(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import math
 import optim_cases as cases
 import pytest
 import torch
-from gpu_suite.waiting import forbidden_waits
 from strategy_cases import STRATEGIES, gradients
 from torch.optim import AdamW
 
 import fastclip
 from fastclip import ClippedOptimizer, strategies
+from fastclip.bench.launches import forbidden_waits
 
 pytestmark = [
     pytest.mark.cuda,

@@ -5,9 +5,10 @@
     results = run(Options(models=("tiny",), dtypes=("float32",)))
     rich.print(table.render(results))
 
-The modules are layered: models and timing stand alone; peers are what is timed; cases joins a workload
-with a mode; check and bandwidth come before the timing; isolation says in which process; runner puts all
-together; results, table and plot show them.
+One engine for every device. models and timing stand alone; devices has the clocks; peers are what is timed;
+cases joins a workload with a mode; check and bandwidth come before the timing; isolation says in which
+process; runner puts all together, and steps the same with an optimizer; results, table and plot show them.
+suite runs the sections of a GPU; launches, training and distributed are what only they time.
 """
 
 from fastclip.bench.cases import DTYPES, MODES, Case

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fastclip.bench.cases import Traffic
+from fastclip.bench.devices import Cuda
 from fastclip.bench.timing import Call, interleave
 
 # 512 MiB of float32: far beyond the last-level cache of common machines.
@@ -45,6 +46,12 @@ class Bandwidth:
     def floor_ms(self, traffic: Traffic) -> float:
         """Return the time below which this memory cannot move these bytes."""
         return (traffic.read_nbytes / self.read_gbps + traffic.update_nbytes / self.update_gbps) / 1e6
+
+
+def of_copies(device: Cuda) -> Bandwidth:
+    """Return that of a copy from the device's memory to itself, which is what a GPU is measured by."""
+    gbps = device.copy_gbps()
+    return Bandwidth(gbps, "copy_", gbps, "copy_", {"copy_": gbps})
 
 
 class Memory:

@@ -8,10 +8,10 @@ hold what they hold in a loop, and not what the other peers have left.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from torch.nn import Parameter
 from torch.optim import AdamW
 
 import fastclip
+from fastclip.bench.devices import CPU, Cuda, Device
 from fastclip.bench.environment import Environment, environment
 from fastclip.bench.runner import torch_threads
+from fastclip.bench.steps import clip_and
 from fastclip.bench.timing import Call, Measurement, interleave, wall_clock
 
 SIDE = 64
@@ -31,6 +33,7 @@ SIDE = 64
 COUNTS = (300, 1000)
 NUM_FIRST = 2000
 """Tensors of the first call, in which layouts are looked at for the first time."""
+NUM_ON_A_GPU, NUM_DRY = 288, 12
 
 LIMIT = 1e9
 """Nothing is clipped: what is left is what every step costs."""
@@ -89,17 +92,50 @@ def run_distributed(*, threads: int = 1, time_budget_s: float = 2.5) -> Distribu
         )
     with torch_threads(threads), _group_of_one():
         first = _first_call_ms()
-        rows = [_clip(count, time_budget_s) for count in COUNTS]
-        rows.append(_step(COUNTS[0], time_budget_s))
+        time = partial(interleave, budget_s=time_budget_s, stopwatch=_warm)
+        rows = [DistributedRow("clip", count, time(_clips(_parameters(count)))) for count in COUNTS]
+        rows.append(DistributedRow("clip + AdamW", COUNTS[0], time(_steps(COUNTS[0]))))
     return DistributedResults(environment(), threads, first, rows)
+
+
+def rows_of_device(device: Cuda, *, budget_s: float) -> Iterator[dict[str, Any]]:
+    """Time the same on a device, on a group of one rank there, and clips of the local tensors.
+
+    Yields one row of plain values: milliseconds on the host as quantiles, and why a peer failed, if one did:
+    what a backend or a version of torch cannot do yet is a result, too.
+    """
+    count = NUM_ON_A_GPU if device.is_accelerator else NUM_DRY
+    with _group_of_one(device) as group:
+        parameters, stepped = _parameters(count, device), _steps(count, device)
+        local = [_local(parameter) for parameter in parameters]
+        calls = {
+            **_clips(parameters),
+            "fastclip on local tensors": lambda: fastclip.clip_grad_norm_(local, LIMIT),
+            "torch and AdamW, fused": stepped["torch_fused"],
+            "torch and AdamW, default": stepped["torch_default"],
+            "ClippedOptimizer": stepped["fastclip"],
+        }
+        failed = {}
+        for name, call in list(calls.items()):
+            try:
+                call()
+            except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+                failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                del calls[name]
+        times = device.time_host(calls, budget_s=budget_s)
+        yield {
+            "workload": f"{count}-dtensors",
+            "title": f"{count} DTensors, {group}, one rank",
+            "host_ms": {name: measured.quantiles_ms for name, measured in times.items()},
+            "num_rounds": {name: measured.num_rounds for name, measured in times.items()},
+            "failed": failed,
+        }
 
 
 def _first_call_ms() -> float:
     fastclip.clip_grad_norm_(_parameters(1), LIMIT)  # what a process pays once
     parameters = _parameters(NUM_FIRST)
-    start = time.perf_counter()
-    fastclip.clip_grad_norm_(parameters, LIMIT)
-    return (time.perf_counter() - start) * 1e3
+    return wall_clock(lambda: fastclip.clip_grad_norm_(parameters, LIMIT)) * 1e3
 
 
 def _warm(call: Call) -> float:
@@ -107,53 +143,50 @@ def _warm(call: Call) -> float:
     return wall_clock(call)
 
 
-def _clip(count: int, budget_s: float) -> DistributedRow:
-    parameters = _parameters(count)
-    calls: dict[str, Call] = {
+def _clips(parameters: list[Parameter]) -> dict[str, Call]:
+    return {
         "fastclip": lambda: fastclip.clip_grad_norm_(parameters, LIMIT),
         "torch": lambda: torch.nn.utils.clip_grad_norm_(parameters, LIMIT),
     }
-    return DistributedRow("clip", count, interleave(calls, budget_s=budget_s, stopwatch=_warm))
 
 
-def _step(count: int, budget_s: float) -> DistributedRow:
-    folded = fastclip.ClippedOptimizer(AdamW(_parameters(count)), LIMIT)
-    calls: dict[str, Call] = {"fastclip": folded.step}
+def _steps(count: int, device: Device = CPU) -> dict[str, Call]:
+    calls: dict[str, Call] = {
+        "fastclip": fastclip.ClippedOptimizer(AdamW(_parameters(count, device)), LIMIT).step
+    }
     for name, fused in (("torch_fused", True), ("torch_default", None)):
-        calls[name] = _clip_then_step(AdamW(_parameters(count), fused=fused))
-    return DistributedRow("clip + AdamW", count, interleave(calls, budget_s=budget_s, stopwatch=_warm))
+        parameters = _parameters(count, device)
+        calls[name] = partial(clip_and(AdamW(parameters, fused=fused)), parameters, LIMIT)
+    return calls
 
 
-def _clip_then_step(optimizer: AdamW) -> Call:
-    parameters = optimizer.param_groups[0]["params"]
-
-    def call() -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, LIMIT)
-        optimizer.step()
-
-    return call
-
-
-def _parameters(count: int) -> list[Parameter]:
+def _parameters(count: int, device: Device = CPU) -> list[Parameter]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
 
-    mesh = init_device_mesh("cpu", (1,))
+    mesh = init_device_mesh(device.torch_device.type, (1,))
     generator = torch.Generator().manual_seed(0)
     parameters = []
     for _ in range(count):
-        value, grad = torch.randn(2, SIDE, SIDE, generator=generator).unbind()
-        parameter = Parameter(DTensor.from_local(value.clone(), mesh, [Shard(0)]))
-        parameter.grad = DTensor.from_local(grad.clone(), mesh, [Shard(0)])
-        parameters.append(parameter)
+        both = torch.randn(2, SIDE, SIDE, generator=generator).to(device.torch_device)
+        value, grad = (DTensor.from_local(part.clone(), mesh, [Shard(0)]) for part in both)
+        parameters.append(Parameter(value))
+        parameters[-1].grad = grad
     return parameters
 
 
+def _local(parameter: Any) -> Parameter:
+    local = Parameter(parameter.detach().to_local())
+    local.grad = parameter.grad.to_local()
+    return local
+
+
 @contextmanager
-def _group_of_one() -> Iterator[None]:
+def _group_of_one(device: Device = CPU) -> Iterator[str]:
+    backend = "gloo" if device.torch_device.type == "cpu" else "nccl"
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
+        dist.init_process_group(backend, init_method=f"file://{Path(folder) / 'store'}", rank=0, world_size=1)
         try:
-            yield
+            yield backend
         finally:
             dist.destroy_process_group()

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def hardware() -> Hardware:
 def versions() -> dict[str, str]:
     """Return the versions of fastclip and of what it runs on."""
     return {
-        "fastclip": metadata.version("fastclip"),
+        "fastclip": fastclip.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

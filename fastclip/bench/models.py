@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 
@@ -19,11 +20,19 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Workload:
-    """A named list of parameter shapes, in the order in which the model registers them."""
+    """A named list of parameter shapes, in the order in which the model registers them.
+
+    Attributes:
+        name: Key in files.
+        title: What readers see.
+        shapes: Of the parameters.
+        dtype: As in `cases.dtypes_of`, of a workload that is of one kind only.
+    """
 
     name: str
     title: str
     shapes: tuple[Shape, ...]
+    dtype: str = ""
 
     @property
     def num_tensors(self) -> int:
@@ -35,24 +44,42 @@ class Workload:
         """Count the elements of all parameters together."""
         return sum(math.prod(shape) for shape in self.shapes)
 
+    def nbytes(self, *dtypes: torch.dtype) -> int:
+        """Count the bytes of the gradients, whose tensors take the dtypes in turn."""
+        return sum(
+            math.prod(shape) * dtype.itemsize
+            for shape, dtype in zip(self.shapes, cycle(dtypes), strict=False)
+        )
+
     def parameters(
-        self, dtype: torch.dtype, *, device: torch.device | str = "cpu", seed: int = SEED
+        self,
+        *dtypes: torch.dtype,
+        device: torch.device | str = "cpu",
+        seed: int = SEED,
+        with_values: bool = False,
     ) -> list[torch.nn.Parameter]:
         """Return parameters whose gradients are standard normal, the same for every call with one seed.
 
-        The values of the parameters are never touched, so on a CPU only the gradients occupy memory.
-
         Args:
-            dtype: Floating-point type of parameters and gradients.
+            dtypes: Floating-point types of parameters and gradients, which the tensors take in turn.
             device: Where they live.
-            seed: Of the generator that fills the gradients.
+            seed: Of the generator that fills them.
+            with_values: Whether the values are standard normal, too. Otherwise they are never touched, so
+                that only the gradients occupy memory.
         """
         generator = torch.Generator(device).manual_seed(seed)
         parameters = []
-        for shape in self.shapes:
-            parameter = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
-            parameter.grad = torch.empty_like(parameter, requires_grad=False).normal_(generator=generator)
-            parameters.append(parameter)
+        for shape, dtype in zip(self.shapes, cycle(dtypes), strict=False):
+            grad = torch.empty(shape, dtype=dtype, device=device)
+            if with_values or grad.device.type == "cpu":
+                values = torch.empty_like(grad)
+            else:
+                values = grad.new_zeros(()).expand(shape)
+            parameters.append(torch.nn.Parameter(values))
+            parameters[-1].grad = grad.normal_(generator=generator)
+        with torch.no_grad():
+            for parameter in parameters if with_values else ():
+                parameter.normal_(generator=generator)
         return parameters
 
 
@@ -161,6 +188,18 @@ def flat(numel: int = 64 * 1024**2) -> list[Shape]:
     return [(numel,)]
 
 
+def llama3_8b(depth: int = 32, width: int = 4096, vocabulary: int = 128_256) -> list[Shape]:
+    """Llama 3 8B: 291 tensors, 8,030,261,248 elements. Source: as for one layer."""
+    return [(vocabulary, width), *llama3_8b_layer() * depth, (width,), (vocabulary, width)]
+
+
+def five_hundred_matrices(num_tensors: int = 500, numel: int = 225_000_000) -> list[Shape]:
+    """500 matrices of 225 million elements together: widths 256 to 1024, as even as these allow."""
+    widths = [256, 512, 768, 1024]
+    each = numel // num_tensors
+    return [(each // widths[i % 4], widths[i % 4]) for i in range(num_tensors)]
+
+
 def _table(*rows: tuple[str, str, Callable[[], list[Shape]]]) -> dict[str, Workload]:
     return {name: Workload(name, title, tuple(shapes())) for name, title, shapes in rows}
 
@@ -173,4 +212,35 @@ WORKLOADS = _table(
     ("llama3-8b-layer", "Llama-3-8B layer", llama3_8b_layer),
     ("tiny", "1000 tensors of 16", tiny),
     ("flat", "one flat tensor", flat),
+)
+
+# On a GPU: the lists that other projects publish figures of, and whole models. The key rows come first: a run
+# that is short of time leaves the others out.
+DEVICE_WORKLOADS = (
+    Workload("llama3-8b", "Llama-3-8B, bfloat16", tuple(llama3_8b()), "bfloat16"),
+    Workload("2000-tiny", "2000 tensors of 16, float32", tuple(tiny(2000)), "float32"),
+    Workload("bf16-6000261x256", "one bfloat16 tensor of 6,000,261 x 256", ((6_000_261, 256),), "bfloat16"),
+    Workload("gpt2", "GPT-2 124M, float32", tuple(gpt2()), "float32"),
+    Workload("2000-1024x1024", "2000 tensors of 1024 x 1024, float32", ((1024, 1024),) * 2000, "float32"),
+    Workload(
+        "mixed-225m",
+        "500 matrices, 225M elements, bfloat16 and float32",
+        tuple(five_hundred_matrices()),
+        "bfloat16+float32",
+    ),
+    Workload("resnet50", "ResNet-50, float32", tuple(resnet50()), "float32"),
+    Workload("gpt2-bf16", "GPT-2 124M, bfloat16", tuple(gpt2()), "bfloat16"),
+)
+NUM_KEY_WORKLOADS = 5
+
+# torch.compile makes one kernel of a few hundred tensors in a minute; of thousands in many.
+COMPILED_WORKLOADS = ("bf16-6000261x256", "gpt2")
+
+# Checked and not timed: one tensor with more elements than 32 bits can count.
+LARGE = Workload("large", "more than 2^31 elements", ((2**31 + 12_345,),), "bfloat16")
+
+# Small enough for a dry run on a CPU, with every property that the others have.
+DRY_WORKLOADS = (
+    Workload("dry-many", "200 tiny tensors", tuple(tiny(200)), "float32"),
+    Workload("dry-mixed", "mixed dtypes", ((300, 70), (65,), (9, 9)), "bfloat16+float32"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -84,10 +85,15 @@ def _bar(axes: Axes, row: Row, position: float) -> None:
 
 def _style(axes: Axes, rows: list[Row]) -> None:
     ratios = [row.ratio(FOREACH.name) for row in rows]
-    axes.set_xscale("log")
+    bare_axes(axes, TICKS)
     # Room on the right for the text behind the longest bar.
     axes.set_xlim(min(0.9, 0.8 * min(ratios)), 2.2 * max(ratios))
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
+
+
+def bare_axes(axes: Axes, ticks: Sequence[float]) -> None:
+    """Leave of the axes a logarithmic one of ratios, and a line at 1."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
     axes.axvline(1, color=INK, linewidth=1.2, zorder=3)

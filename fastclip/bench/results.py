@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastclip.bench.bandwidth import Bandwidth
-from fastclip.bench.cases import Case, Traffic
-from fastclip.bench.check import Check
+from fastclip.bench.cases import Traffic
+from fastclip.bench.devices import Times
 from fastclip.bench.environment import Environment, Hardware
+from fastclip.bench.models import Workload
 from fastclip.bench.timing import Measurement
 from fastclip.files import write_whole
 
 SCHEMA = "fastclip-bench/1"
+
+MIN_NBYTES = 2**20
+"""Of gradients whose time on a device says something of its memory."""
 
 
 class ResultsError(Exception):
@@ -34,6 +38,8 @@ class Row:
         floor_ms: Time that these need for the traffic.
         measurements: Peer -> times; the first peer is the one under test.
         relative_errors: Peer -> error of its norm against float64.
+        host: Peer -> times of the host where it does not wait for the device.
+        left_out: Peer -> why it was not timed.
     """
 
     model: str
@@ -48,24 +54,52 @@ class Row:
     floor_ms: float
     measurements: dict[str, Measurement]
     relative_errors: dict[str, float]
+    host: dict[str, Measurement] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, case: Case, measurements: dict[str, Measurement], check: Check, bandwidth: Bandwidth) -> Row:
+    def of(
+        cls,
+        workload: Workload,
+        dtype: str,
+        mode: str,
+        traffic: Traffic,
+        times: Times,
+        bandwidth: Bandwidth,
+        relative_errors: dict[str, float],
+        left_out: dict[str, str] | None = None,
+    ) -> Row:
         """Join what is known about one case."""
         return cls(
-            model=case.workload.name,
-            title=case.workload.title,
-            dtype=case.dtype,
-            mode=case.mode,
-            num_tensors=case.workload.num_tensors,
-            numel=case.workload.numel,
-            traffic=case.traffic,
+            model=workload.name,
+            title=workload.title,
+            dtype=dtype,
+            mode=mode,
+            num_tensors=workload.num_tensors,
+            numel=workload.numel,
+            traffic=traffic,
             read_gbps=bandwidth.read_gbps,
             update_gbps=bandwidth.update_gbps,
-            floor_ms=bandwidth.floor_ms(case.traffic),
-            measurements=measurements,
-            relative_errors=check.relative_errors,
+            floor_ms=bandwidth.floor_ms(traffic),
+            measurements=times[0],
+            relative_errors=relative_errors,
+            host=times[1],
+            left_out=left_out or {},
         )
+
+    def of_device(self) -> dict[str, Any]:
+        """Return plain values for the file of a run on a GPU, with the bandwidth that each peer reached."""
+        return {
+            **{"workload": self.model, "title": self.title, "mode": self.mode},
+            **{"num_tensors": self.num_tensors, "nbytes": self.traffic.read_nbytes},
+            "necessary_nbytes": self.traffic.nbytes,
+            "device_ms": {name: m.quantiles_ms for name, m in self.measurements.items()},
+            "host_ms": {name: m.quantiles_ms for name, m in self.host.items()},
+            "num_rounds": {name: m.num_rounds for name, m in self.measurements.items()},
+            "gbps": {name: self.traffic.nbytes / m.median_ms / 1e6 for name, m in self.measurements.items()},
+            "relative_errors": self.relative_errors,
+            "left_out": self.left_out,
+        }
 
     @property
     def subject(self) -> str:
@@ -132,6 +166,7 @@ def save(results: Results, path: Path) -> None:
     """Write a run as JSON, whole or not at all."""
     content = {"schema": SCHEMA, **asdict(results)}
     for row, entry in zip(results.rows, content["rows"], strict=True):
+        del entry["host"], entry["left_out"]
         entry["derived"] = {"ratios": row.ratios, "gbps": row.gbps, "share": row.share}
     write_json(path, content)
 
@@ -158,6 +193,17 @@ def load(path: Path) -> Results:
         raise ResultsError(f"{path}: no such file. Write it with `fastclip bench --json {path}`.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path}: not a results file ({error!r}). Run the benchmark again.") from error
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Return a run on a GPU, or a part of one, as its file has it: plain values."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def quoted_backend(run: dict[str, Any]) -> str:
+    """Return the backend of fastclip that is quoted: the first that the run has checked."""
+    return str(next(iter(run["checks"])))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import torch
+from torch.nn import Parameter
 
-from fastclip.bench.bandwidth import Memory
+from fastclip.bench.bandwidth import Bandwidth, Memory
 from fastclip.bench.cases import DTYPES, MODES, Case, Clipping
 from fastclip.bench.check import Check, check
+from fastclip.bench.devices import CPU, Cuda, Device
 from fastclip.bench.environment import environment
 from fastclip.bench.isolation import Apply, here
 from fastclip.bench.models import SEED, WORKLOADS
-from fastclip.bench.peers import PEERS, Peer
+from fastclip.bench.peers import NOT_CAPTURED, PEERS, Peer
 from fastclip.bench.results import Results, Row
-from fastclip.bench.timing import interleave
 
 T = TypeVar("T")
 
@@ -77,7 +80,7 @@ def run(
     with torch_threads(options.threads):
         checks = list(progress(check_all(options, peers), num_groups, "check"))
         bandwidth = Memory().measure(budget_s=options.time_budget_s)
-    timed = (row for c in checks for row in apply(time_modes, options, c, bandwidth.fastest, peers))
+    timed = (row for c in checks for row in apply(time_workload, options, c, bandwidth.fastest, peers))
     rows = list(progress(timed, num_groups * len(options.modes), "time"))
     return Results(environment(), asdict(options), bandwidth, rows)
 
@@ -89,30 +92,58 @@ def check_all(options: Options, peers: Sequence[Peer]) -> Iterator[Check]:
             yield check(WORKLOADS[model], dtype, peers, seed=options.seed)
 
 
-def time_modes(
+def time_workload(
     options: Options, checked: Check, streams: tuple[str, str], peers: Sequence[Peer]
 ) -> list[Row]:
-    """Time one workload in one dtype.
+    """Time one workload in one dtype on the CPU.
 
     The speed of memory drifts with what else runs on a machine, so that of the given streams is measured
     again before each mode.
     """
     with torch_threads(options.threads):
-        memory = Memory()
+        measure = partial(Memory().measure, budget_s=options.time_budget_s / 5, only=streams)
         parameters = checked.workload.parameters(DTYPES[checked.dtype], seed=options.seed)
-        rows = []
-        # Active clipping changes the gradients' norm, so it comes last, as it does in MODES.
-        for mode in sorted(options.modes, key=list(MODES).index):
-            case = Case(checked.workload, checked.dtype, mode)
-            clipping = Clipping(parameters, mode, checked.total_norm)
-            bandwidth = memory.measure(budget_s=options.time_budget_s / 5, only=streams)
-            measurements = interleave(
-                {peer.name: clipping.call(peer) for peer in peers},
-                before=clipping.next_threshold,
-                budget_s=options.time_budget_s,
-            )
-            rows.append(Row.of(case, measurements, checked, bandwidth))
-        return rows
+        budget_s = options.time_budget_s
+        return list(time_modes(CPU, [parameters], checked, options.modes, peers, measure, budget_s=budget_s))
+
+
+def time_modes(
+    device: Device,
+    lists: Sequence[list[Parameter]],
+    checked: Check,
+    modes: Iterable[str],
+    peers: Sequence[Peer],
+    bandwidth: Callable[[], Bandwidth],
+    *,
+    budget_s: float,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Row]:
+    """Time one workload in each mode, and captured in graphs where the device has them.
+
+    Args:
+        device: Where.
+        lists: Parameters whose gradients are copies of each other, as many as the device wants.
+        checked: What is known about them.
+        modes: Keys of MODES.
+        peers: Whom to time.
+        bandwidth: Returns that of the memory, for the row that follows.
+        budget_s: Seconds for each mode.
+        left_out: Peer, or its `_graph`, -> why it is not timed.
+    """
+    # Active clipping changes the gradients' norm, so it comes last, as it does in MODES.
+    for mode in sorted(modes, key=list(MODES).index):
+        clipping = Clipping(lists, mode, checked.total_norm, fixed=device.has_cold_caches)
+        calls = {peer.name: clipping.call(peer) for peer in peers}
+        if isinstance(device, Cuda) and device.captures and mode != "norm":
+            captured = (p for p in peers if not {p.name, f"{p.name}_graph"} & {*NOT_CAPTURED, *left_out})
+            calls |= {f"{peer.name}_graph": clipping.captured(peer, device) for peer in captured}
+        reached = bandwidth()
+        times = device.time(calls, before=clipping.prepare, budget_s=budget_s)
+        traffic = Case(checked.workload, checked.dtype, mode).traffic
+        yield Row.of(
+            *(checked.workload, checked.dtype, mode, traffic, times, reached),
+            *(checked.relative_errors, dict(left_out)),
+        )
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch.nn import Parameter
@@ -13,14 +15,16 @@ from torch.optim import Optimizer
 import fastclip
 from fastclip import reference
 from fastclip.bench.bandwidth import Bandwidth, Memory
-from fastclip.bench.cases import Clipping, Traffic
-from fastclip.bench.check import CheckError
+from fastclip.bench.cases import Clipping, Traffic, dtypes_of
+from fastclip.bench.check import CheckError, float64_norm, unit_roundoff
+from fastclip.bench.devices import CPU, Cuda, Device
 from fastclip.bench.environment import environment
 from fastclip.bench.isolation import Apply, here
 from fastclip.bench.models import SEED, WORKLOADS, Workload, gradients
+from fastclip.bench.peers import within
 from fastclip.bench.results import Results, Row
 from fastclip.bench.runner import Progress, silent, torch_threads
-from fastclip.bench.timing import Call, interleave
+from fastclip.bench.timing import Call
 
 STEP_MODES = ("inactive", "active")
 SUBJECT, FUSED, DEFAULT = "fastclip", "torch_fused", "torch_default"
@@ -31,8 +35,9 @@ MOMENTUM = 0.9
 NUM_CHECKED = 1 << 18
 """Elements of each tensor that are compared with float64: more would cost copies of all of GPT-2."""
 
-# Roundings of float32 on the path of a first step; see tests/optim_oracle.py for each.
-CHECK_ROUNDINGS = 32
+# Roundings on the path of a first step, see tests/optim_oracle.py for each: those of float32, and those that
+# store moments in a narrower type.
+CHECK_ROUNDINGS, STORED_ROUNDINGS = 32, 8
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,8 @@ class StepKind:
     first_update: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     passes: int
 
-    def traffic(self, workload: Workload) -> Traffic:
+    def traffic(self, nbytes: int) -> Traffic:
         """Return the byte model: the gradients once for the norm, and what the update moves."""
-        nbytes = workload.numel * torch.float32.itemsize
         return Traffic(nbytes, self.passes * nbytes)
 
 
@@ -109,79 +113,144 @@ def run_steps(options: StepOptions, *, progress: Progress = silent, apply: Apply
     with torch_threads(options.threads):
         bandwidth = Memory().measure(budget_s=options.time_budget_s)
     kinds = [(model, optimizer) for model in options.models for optimizer in options.optimizers]
-    timed = (row for kind in kinds for row in apply(_time_modes, options, *kind, bandwidth.fastest))
+    timed = (row for kind in kinds for row in apply(_check_and_time, options, *kind, bandwidth.fastest))
     rows = list(progress(timed, len(kinds) * len(STEP_MODES), "steps"))
     return Results(environment(), asdict(options), bandwidth, rows)
 
 
-def _time_modes(options: StepOptions, model: str, optimizer: str, streams: tuple[str, str]) -> list[Row]:
-    workload, kind = WORKLOADS[model], STEP_KINDS[optimizer]
+def _check_and_time(options: StepOptions, model: str, optimizer: str, streams: tuple[str, str]) -> list[Row]:
+    workload, kind = replace(WORKLOADS[model], dtype="float32"), STEP_KINDS[optimizer]
     with torch_threads(options.threads):
-        error = check_first_step(workload, kind, seed=options.seed)
-        memory = Memory()
-        rows = []
-        for mode in STEP_MODES:
-            bandwidth = memory.measure(budget_s=options.time_budget_s / 5, only=streams)
-            rows.append(_row(workload, kind, mode, error, options, bandwidth))
-        return rows
+        check_first_step(workload, kind, seed=options.seed)
+        measure = partial(Memory().measure, budget_s=options.time_budget_s / 5, only=streams)
+        budget_s = options.time_budget_s
+        return list(
+            time_steps(CPU, workload, kind, {SUBJECT: None}, measure, budget_s=budget_s, seed=options.seed)
+        )
 
 
-def _row(
-    workload: Workload, kind: StepKind, mode: str, error: float, options: StepOptions, bandwidth: Bandwidth
-) -> Row:
-    parameters = _parameters(workload, options.seed)
-    total_norm = float(fastclip.get_total_norm(gradients(parameters)))
-    clipping = Clipping(parameters, mode, total_norm)
-    clipped = fastclip.ClippedOptimizer(kind.make(parameters, None), total_norm, fused=True)
+def time_steps(
+    device: Device,
+    workload: Workload,
+    kind: StepKind,
+    subjects: Mapping[str, str | None],
+    bandwidth: Callable[[], Bandwidth],
+    *,
+    budget_s: float,
+    seed: int = SEED,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Row]:
+    """Time one optimizer on one workload in each mode, and captured in graphs where the device has them.
 
-    def next_threshold() -> None:
-        clipping.next_threshold()
-        clipped.max_norm = clipping.max_norm
-
-    measurements = interleave(
-        {
-            SUBJECT: clipped.step,
-            FUSED: _torch_call(clipping, kind.make(parameters, True)),
-            DEFAULT: _torch_call(clipping, kind.make(parameters, None)),
-        },
-        before=next_threshold,
-        budget_s=options.time_budget_s,
-    )
-    traffic = kind.traffic(workload)
-    return Row(
-        model=workload.name,
-        title=workload.title,
-        dtype="float32",
-        mode=f"{kind.name} {mode}",
-        num_tensors=workload.num_tensors,
-        numel=workload.numel,
-        traffic=traffic,
-        read_gbps=bandwidth.read_gbps,
-        update_gbps=bandwidth.update_gbps,
-        floor_ms=bandwidth.floor_ms(traffic),
-        measurements=measurements,
-        relative_errors={SUBJECT: error},
-    )
+    Args:
+        device: Where.
+        workload: With a dtype.
+        kind: The optimizer.
+        subjects: Name -> backend of fastclip, None for whichever is in force.
+        bandwidth: Returns that of the memory, for the row that follows.
+        budget_s: Seconds for each mode.
+        seed: Of values and gradients.
+        left_out: Subject, or its `_graph`, -> why it is not timed.
+    """
+    steps = Steps(_parameters(workload, device, seed), kind, subjects, device)
+    for mode in STEP_MODES:
+        calls = steps.calls(mode)
+        errors = {}
+        for name in subjects:
+            calls[name]()
+            errors[name] = steps.norm_error(name)
+            if isinstance(device, Cuda) and device.captures and f"{name}_graph" not in left_out:
+                calls[f"{name}_graph"], _ = device.capture(calls[name])
+        reached = bandwidth()
+        times = device.time(calls, before=steps.prepare, budget_s=budget_s)
+        traffic = kind.traffic(workload.nbytes(*dtypes_of(workload.dtype)))
+        yield Row.of(
+            *(workload, workload.dtype, f"{kind.name} {mode}", traffic, times, reached, errors),
+            dict(left_out),
+        )
 
 
-def _torch_call(clipping: Clipping, optimizer: Optimizer) -> Call:
-    def call() -> None:
-        torch.nn.utils.clip_grad_norm_(clipping.parameters, clipping.max_norm)
+class Steps:
+    """One list of parameters, the threshold that all peers clip it by, and the peers.
+
+    Every peer has an optimizer of its own, and all of them one state between them: the memory is that of one
+    training run. Counters of steps are their own, each where its step keeps them.
+    """
+
+    def __init__(
+        self,
+        parameters: list[Parameter],
+        kind: StepKind,
+        subjects: Mapping[str, str | None],
+        device: Device,
+    ) -> None:
+        """Make the optimizers; arguments as those of `time_steps`."""
+        self.parameters = parameters
+        self.device = device
+        self.total_norm = float64_norm(gradients(parameters), device)
+        fused = kind.make(parameters, True)
+        fused.step()  # makes the state
+        self.torch = {FUSED: fused, DEFAULT: kind.make(parameters, None)}
+        share_state(fused, self.torch[DEFAULT], counters=torch.device("cpu"))
+        self.clipped: dict[str, fastclip.ClippedOptimizer] = {}
+        self._steps: dict[str, Call] = {}
+        for name, backend in subjects.items():
+            inner = kind.make(parameters, None)
+            share_state(fused, inner, counters=device.torch_device)
+            self.clipped[name] = fastclip.ClippedOptimizer(inner, 1.0, fused=True)
+            self._steps[name] = within(backend, self.clipped[name].step)
+
+    def calls(self, mode: str) -> dict[str, Call]:
+        """Return the steps of fastclip, and torch's clip and step, from here on in this mode."""
+        self.clipping = Clipping([self.parameters], mode, self.total_norm, fixed=self.device.has_cold_caches)
+        self._pass_threshold_on()
+        torchs = {name: self.clipping.clipping(clip_and(step)) for name, step in self.torch.items()}
+        return {**self._steps, **torchs}
+
+    def prepare(self) -> None:
+        """Make the call that follows like the others; not to be timed."""
+        self.clipping.prepare()
+        if not self.clipping.fixed:
+            self._pass_threshold_on()
+
+    def _pass_threshold_on(self) -> None:
+        for optimizer in self.clipped.values():
+            optimizer.max_norm = self.clipping.max_norm
+
+    def norm_error(self, name: str) -> float:
+        """Return how far the norm of fastclip's latest step was from float64's."""
+        last = self.clipped[name].last
+        assert last is not None  # it has stepped
+        return abs(float(last.total_norm) - self.total_norm) / self.total_norm
+
+
+def share_state(source: Optimizer, target: Optimizer, *, counters: torch.device) -> None:
+    """Give an optimizer the state of another of the same parameters, with step counters of its own."""
+    for parameter, state in source.state.items():
+        target.state[parameter] = {
+            name: tensor.to(counters, copy=True) if name == "step" else tensor
+            for name, tensor in state.items()
+        }
+
+
+def clip_and(optimizer: Optimizer) -> Callable[[list[Parameter], float], None]:
+    """Return torch's clip and an optimizer's step, of parameters and a threshold."""
+
+    def call(parameters: list[Parameter], max_norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         optimizer.step()
 
     return call
 
 
-def _parameters(workload: Workload, seed: int) -> list[Parameter]:
-    parameters = workload.parameters(torch.float32, seed=seed)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.normal_(generator=generator)
-    return parameters
-
-
-def check_first_step(workload: Workload, kind: StepKind, *, seed: int = SEED) -> float:
+def check_first_step(
+    workload: Workload,
+    kind: StepKind,
+    *,
+    device: Device = CPU,
+    backend: str | None = None,
+    seed: int = SEED,
+) -> float:
     """Compare fastclip's first clipped step with float64.
 
     Returns:
@@ -190,21 +259,24 @@ def check_first_step(workload: Workload, kind: StepKind, *, seed: int = SEED) ->
     Raises:
         CheckError: It is above 1, or the step was not folded.
     """
-    parameters = _parameters(workload, seed)
+    parameters = _parameters(workload, device, seed)
     grads = gradients(parameters)
-    max_norm = 0.7 * reference.total_norm(grads)
-    before = [p.detach().flatten()[:NUM_CHECKED].double() for p in parameters]
-    coef = reference.clip_coefficient(reference.total_norm(grads), max_norm)
+    total_norm = float64_norm(grads, device)
+    max_norm = 0.7 * total_norm
+    before = [p.detach().flatten()[:NUM_CHECKED].to(torch.float64, copy=True) for p in parameters]
+    coef = reference.clip_coefficient(total_norm, max_norm)
     clipped = fastclip.ClippedOptimizer(kind.make(parameters, None), max_norm, fused=True)
-    clipped.step()
+    within(backend, clipped.step)()
     where = f"{workload.name} {kind.name}"
     if clipped.route != "native":
         raise CheckError(f"{where}: the step went the {clipped.route} route; expected native.")
     worst = 0.0
-    unit = torch.finfo(torch.float32).eps / 2
     for index, (parameter, start, grad) in enumerate(zip(parameters, before, grads, strict=True)):
         wanted = kind.first_update(start, coef * grad.flatten()[:NUM_CHECKED].double())
-        allowed = CHECK_ROUNDINGS * unit * (start.abs() + (wanted - start).abs())
+        allowed = CHECK_ROUNDINGS * unit_roundoff(torch.float32) * (start.abs() + (wanted - start).abs())
+        if parameter.dtype != torch.float32:
+            unit = unit_roundoff(parameter.dtype)
+            allowed += unit * (wanted.abs() + STORED_ROUNDINGS * (wanted - start).abs())
         error = float(((parameter.detach().flatten()[:NUM_CHECKED] - wanted).abs() / allowed).max())
         if math.isnan(error) or error > 1:
             raise CheckError(
@@ -212,3 +284,39 @@ def check_first_step(workload: Workload, kind: StepKind, *, seed: int = SEED) ->
             )
         worst = max(worst, error)
     return worst
+
+
+def check_captured_step(workload: Workload, kind: StepKind, *, device: Cuda, backend: str) -> None:
+    """Replay a captured step while the gradients change, beside the same steps taken one by one.
+
+    Raises:
+        CheckError: A replay gave other bits than a step, or another count.
+    """
+    replayed, single = (
+        fastclip.ClippedOptimizer(kind.make(_parameters(workload, device, SEED), None), 1.0, fused=True)
+        for _ in range(2)
+    )
+    step, beside = within(backend, replayed.step), within(backend, single.step)
+    step(), beside()
+    replay, _ = device.capture(step, warm_up=False)
+    # Below the threshold, above it, and to be skipped.
+    for number, factor in enumerate((1e-9, 1e9, math.nan)):
+        for optimizer in (replayed, single):
+            torch._foreach_mul_(gradients(optimizer.param_groups[0]["params"]), factor)
+        replay()
+        beside()
+        where = f"{workload.name} {kind.name}, replay {number}"
+        pairs = zip(_tensors(replayed), _tensors(single), strict=True)
+        if not all(torch.equal(a, b) for a, b in pairs):
+            raise CheckError(f"{where}: parameters or state differ from a step's.")
+        if replayed.stats() != single.stats():
+            raise CheckError(f"{where}: {replayed.stats()}; expected {single.stats()}.")
+
+
+def _tensors(optimizer: Optimizer) -> Sequence[torch.Tensor]:
+    return [tensor for p, state in optimizer.state.items() for tensor in (p.detach(), *state.values())]
+
+
+def _parameters(workload: Workload, device: Device, seed: int) -> list[Parameter]:
+    dtypes = dtypes_of(workload.dtype)
+    return workload.parameters(*dtypes, device=device.torch_device, seed=seed, with_values=True)

@@ -7,8 +7,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastclip.bench.distributed import NUM_FIRST, SIDE, DistributedResults
 from fastclip.bench.peers import PEERS
 from fastclip.bench.results import Results, Row
+from fastclip.bench.steps import DEFAULT, FUSED, SUBJECT
 from fastclip.bench.timing import Measurement
 
 TITLES = {peer.name: peer.title for peer in PEERS}
@@ -115,3 +117,52 @@ def about_memory(results: Results) -> str:
 def _range(values: list[float]) -> str:
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low}–{high}"
+
+
+def render_steps(results: Results) -> RenderableType:
+    """Return the table of a run of `run_steps`; times are medians in milliseconds."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("parameters", "optimizer, clipping"):
+        table.add_column(title)
+    for title in ("fastclip\nms", "clip + fused\nms", "clip + default\nms", "vs\nfused", "vs\ndefault"):
+        table.add_column(title, justify="right")
+    table.add_column("GB/s", justify="right")
+    table.add_column("of\nmemory", justify="right")
+    for row in results.rows:
+        table.add_row(
+            row.title,
+            row.mode,
+            *(digits(row.measurements[name].median_ms) for name in (SUBJECT, FUSED, DEFAULT)),
+            *(f"{row.ratio(name):.2f}x" for name in (FUSED, DEFAULT)),
+            f"{row.gbps:.1f}",
+            f"{row.share:.0%}",
+        )
+    legend = Text(
+        "clip + fused, clip + default: torch.nn.utils.clip_grad_norm_, then torch's step with fused=True and "
+        "as it is by default.\n"
+        f"{about_memory(results)} The gradients are read once more than the update needs.",
+        style="dim",
+    )
+    return Group(table, legend)
+
+
+def render_distributed(results: DistributedResults) -> RenderableType:
+    """Return the table of a run of `run_distributed`; times are medians in milliseconds."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("DTensors", "what"):
+        table.add_column(title)
+    for title in ("fastclip\nms", "torch\nms", "vs"):
+        table.add_column(title, justify="right")
+    for row in results.rows:
+        ours = row.measurements["fastclip"].median_ms
+        for peer, measured in row.measurements.items():
+            if peer != "fastclip":
+                name = row.what + peer.removeprefix("torch").replace("_", ", ")
+                times = digits(ours), digits(measured.median_ms), f"{row.ratio(peer):.1f}x"
+                table.add_row(str(row.num_tensors), name, *times)
+    legend = Text(
+        f"{SIDE} x {SIDE} float32 on a mesh of one rank (gloo), nothing clipped, warm, {results.threads} "
+        f"thread(s). The first call over {NUM_FIRST} takes {results.first_call_ms:.1f} ms.",
+        style="dim",
+    )
+    return Group(table, legend)

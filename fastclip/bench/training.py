@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastclip
-from fastclip.bench.timing import Call, interleave
-from gpu_suite.device import Device
+from fastclip.bench.devices import Cuda
+from fastclip.bench.timing import Call
 
 MAX_NORM = 1.0
 ITERATIONS_A_ROUND = 4
-MIN_ROUNDS, MAX_ROUNDS = 5, 40
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ class Block(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.perceptron(self.norms[1](x))
+        added: Tensor = x + self.perceptron(self.norms[1](x))
+        return added
 
 
 class Gpt(nn.Module):
@@ -96,7 +96,7 @@ class Gpt(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def iterations(model: nn.Module, indices: Tensor, device: Device) -> tuple[dict[str, Call], dict[str, Any]]:
+def iterations(model: nn.Module, indices: Tensor, device: Cuda) -> tuple[dict[str, Call], dict[str, Any]]:
     """Return one iteration of each way to clip, over the same model, and the clipped optimizers by name.
 
     `none` does not clip, `torch` and `fastclip` clip before torch's fused AdamW, `clipped` and
@@ -104,8 +104,8 @@ def iterations(model: nn.Module, indices: Tensor, device: Device) -> tuple[dict[
     """
     parameters = list(model.parameters())
 
-    def adamw(**options: bool) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameters, lr=1e-5, **options)
+    def adamw(fused: bool | None = None) -> torch.optim.AdamW:
+        return torch.optim.AdamW(parameters, lr=1e-5, fused=fused)
 
     clipped = {
         "clipped": fastclip.ClippedOptimizer(adamw(), MAX_NORM),
@@ -135,7 +135,7 @@ def iterations(model: nn.Module, indices: Tensor, device: Device) -> tuple[dict[
 
 
 def time_training(
-    device: Device, *, budget_s: float, compiled: Sequence[bool] = (False,)
+    device: Cuda, *, budget_s: float, compiled: Sequence[bool] = (False,)
 ) -> Iterator[dict[str, Any]]:
     """Time iterations interleaved, until the device is done; with torch.compile'd model where asked.
 
@@ -148,16 +148,9 @@ def time_training(
     for with_compile in compiled:
         torch.manual_seed(0)
         model = Gpt(shape).to(device.torch_device)
-        run = torch.compile(model) if with_compile else model
+        run: Any = torch.compile(model) if with_compile else model
         calls, clipped = iterations(run, indices, device)
-        times = interleave(
-            calls,
-            budget_s=budget_s,
-            min_rounds=MIN_ROUNDS,
-            max_rounds=MAX_ROUNDS,
-            before=lambda: None,
-            stopwatch=device.wall_seconds,
-        )
+        times = device.time_whole(calls, budget_s=budget_s)
         quantiles = {
             name: {q: ms / ITERATIONS_A_ROUND for q, ms in measured.quantiles_ms.items()}
             for name, measured in times.items()

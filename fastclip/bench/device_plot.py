@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from readme_tables import MIN_NBYTES, gpu_backend
 
+from fastclip.bench.plot import FAINT, INK, bare_axes
+from fastclip.bench.results import MIN_NBYTES, quoted_backend
 from fastclip.files import write_whole
 
 # Peer -> colour, marker and name; whatever backend of fastclip is quoted comes first.
@@ -23,12 +23,10 @@ STYLES = {
 }
 MODES = {"inactive": "nothing to clip: read once", "active": "every gradient scaled: read, read and write"}
 TICKS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20)
-INK = "#222222"
-FAINT = "#7a7a7a"
 
 
 def save_plot(run: dict[str, Any], path: Path) -> None:
-    """Draw a run of benchmarks/gpu.py and write the PNG, whole or not at all."""
+    """Draw a run on a GPU and write the PNG, whole or not at all."""
     buffer = io.BytesIO()
     draw(run).savefig(buffer, format="png", dpi=160)
     write_whole(path, buffer.getvalue())
@@ -43,7 +41,7 @@ def draw(run: dict[str, Any]) -> Figure:
     titles = list(dict.fromkeys(row["title"] for row in rows))
     figure = Figure(figsize=(11, 1.9 + 0.42 * len(titles)), layout="constrained")
     panels = figure.subplots(1, len(MODES), sharey=True)
-    backend = gpu_backend(run)
+    backend = quoted_backend(run)
     for axes, (mode, subtitle) in zip(panels, MODES.items(), strict=True):
         for row in (row for row in rows if row["mode"] == mode):
             _points(axes, row, backend, titles.index(row["title"]), run["copy_gbps"])
@@ -85,13 +83,5 @@ def _points(axes: Axes, row: dict[str, Any], backend: str, position: int, copy_g
 
 
 def _style(axes: Axes, subtitle: str) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-    axes.axvline(1, color=INK, linewidth=1.2, zorder=2)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8, zorder=0)
-    axes.tick_params(axis="both", length=0, labelsize=8.5, labelcolor=INK)
+    bare_axes(axes, TICKS)
     axes.set_title(subtitle, loc="left", fontsize=9.5, color=FAINT)
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
