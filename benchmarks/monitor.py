@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 import fastclip
 from fastclip.bench.environment import environment
+from fastclip.bench.training import Gpt
 from fastclip.files import write_json
 
 STEPS = 50
@@ -35,24 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "per_parameter=True": {"per_parameter": True},
     "update_ratio=True": {"update_ratio": True},
 }
-
-
-class GPT2(nn.Module):
-    """GPT-2 124M: 12 blocks of width 768, the embedding shared with the output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(50257, 768), nn.Embedding(1024, 768)
-        block = nn.TransformerEncoderLayer(
-            768, 12, 3072, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.h = nn.TransformerEncoder(block, 12, nn.LayerNorm(768), enable_nested_tensor=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a logit for each token of the vocabulary."""
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
-        hidden = self.tokens(x) + self.positions(torch.arange(x.shape[1]))
-        return self.h(hidden, mask=mask, is_causal=True) @ self.tokens.weight.T
 
 
 class TimedMonitor(fastclip.Monitor):
@@ -79,7 +61,7 @@ class TimedMonitor(fastclip.Monitor):
         self.seconds[-1] += time.perf_counter() - start
 
 
-def measure(net: GPT2, optimizer: fastclip.ClippedOptimizer, options: dict[str, Any]) -> dict[str, float]:
+def measure(net: Gpt, optimizer: fastclip.ClippedOptimizer, options: dict[str, Any]) -> dict[str, float]:
     """Train and return seconds per step: of all of it, of clip and update, of the monitor."""
     generator = torch.Generator().manual_seed(0)
     whole, clip_and_update = [], []
@@ -91,7 +73,7 @@ def measure(net: GPT2, optimizer: fastclip.ClippedOptimizer, options: dict[str, 
             x = torch.randint(50257, (1, TOKENS + 1), generator=generator)
             start = time.perf_counter()
             optimizer.zero_grad()
-            loss = cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+            loss = net(x)
             loss.backward()
             before_step = time.perf_counter()
             optimizer.step()
@@ -119,7 +101,7 @@ def main() -> None:
     path = parser.parse_args().json
     made_on = asdict(environment())  # before: the run takes minutes, in which a file may change
     torch.manual_seed(0)
-    net = GPT2()
+    net = Gpt()
     optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(net.parameters(), lr=1e-4), max_norm=1.0)
     results = {}
     for name, options in VARIANTS.items():

@@ -1,23 +1,23 @@
-"""Norm and clip: a second pass over the gradients only where there is something to clip."""
+"""Norm, and norm and clip: a second pass over the gradients only where there is something to clip."""
 
 from __future__ import annotations
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fastclip.bench.cases import DTYPES, Case, Clipping
+from fastclip.bench.cases import DTYPES, MODES, Case, Clipping
 from fastclip.bench.check import Check
 from fastclip.bench.peers import Peer
 
 NUM_ROUNDS = 15
 
 
-@pytest.mark.parametrize("mode", ["inactive", "active"])
+@pytest.mark.parametrize("mode", MODES)
 def test_clip(benchmark: BenchmarkFixture, checked: Check, peer: Peer, mode: str) -> None:
     case = Case(checked.workload, checked.dtype, mode)
     benchmark.group = str(case)
     benchmark.extra_info["nbytes"] = case.traffic.nbytes
-    parameters = case.workload.parameters(DTYPES[case.dtype])
-    clipping = Clipping([parameters], case.mode, checked.total_norm)
+    benchmark.extra_info["relative_error"] = checked.relative_errors[peer.name]
+    clipping = Clipping([case.workload.parameters(DTYPES[case.dtype])], mode, checked.total_norm)
     # A setup before each round makes it one call long.
     benchmark.pedantic(clipping.call(peer), setup=clipping.prepare, rounds=NUM_ROUNDS, warmup_rounds=1)

@@ -286,7 +286,7 @@ def _bench_distributed(
     results = run_distributed(threads=threads or 1, time_budget_s=budget)
     table.console().print(table.render_distributed(results))
     if json_path is not None:
-        write_json(json_path, results.content())
+        write_json(json_path, results)
         click.echo(f"wrote {json_path}")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 import fastclip
 from fastclip.bench.devices import CPU, Cuda, Device
-from fastclip.bench.environment import Environment, environment
+from fastclip.bench.environment import environment
 from fastclip.bench.runner import torch_threads
 from fastclip.bench.steps import clip_and
 from fastclip.bench.timing import Call, Measurement, interleave, wall_clock
@@ -39,49 +39,12 @@ LIMIT = 1e9
 """Nothing is clipped: what is left is what every step costs."""
 
 
-@dataclass(frozen=True)
-class DistributedRow:
-    """One case.
-
-    Attributes:
-        what: "clip" or "clip + AdamW".
-        num_tensors: DTensors of SIDE x SIDE.
-        measurements: Peer -> times, fastclip first.
-    """
-
-    what: str
-    num_tensors: int
-    measurements: dict[str, Measurement]
-
-    def ratio(self, peer: str) -> float:
-        """Return how many times longer a peer takes, median by median."""
-        return self.measurements[peer].median_ms / self.measurements["fastclip"].median_ms
-
-
-@dataclass(frozen=True)
-class DistributedResults:
-    """A whole run.
-
-    Attributes:
-        first_call_ms: Of fastclip, over NUM_FIRST tensors that it has not seen.
-    """
-
-    environment: Environment
-    threads: int
-    first_call_ms: float
-    rows: list[DistributedRow]
-
-    def content(self) -> dict[str, Any]:
-        """Return what a results file holds."""
-        content = asdict(self)
-        for row, entry in zip(self.rows, content["rows"], strict=True):
-            peers = [name for name in row.measurements if name != "fastclip"]
-            entry["derived"] = {"ratios": {peer: row.ratio(peer) for peer in peers}}
-        return content
-
-
-def run_distributed(*, threads: int = 1, time_budget_s: float = 2.5) -> DistributedResults:
+def run_distributed(*, threads: int = 1, time_budget_s: float = 2.5) -> dict[str, Any]:
     """Time all cases on a gloo group of this process alone, on one thread as ranks that share a host have.
+
+    Returns:
+        What a results file holds: the environment, milliseconds of the first call over NUM_FIRST tensors that
+        fastclip has not seen, and rows with fastclip's times and those of each peer.
 
     Raises:
         RuntimeError: This process is in a group already.
@@ -90,12 +53,23 @@ def run_distributed(*, threads: int = 1, time_budget_s: float = 2.5) -> Distribu
         raise RuntimeError(
             "run_distributed: this process is in a process group; expected one that is in none."
         )
+    time = partial(interleave, budget_s=time_budget_s, stopwatch=_warm)
     with torch_threads(threads), _group_of_one():
         first = _first_call_ms()
-        time = partial(interleave, budget_s=time_budget_s, stopwatch=_warm)
-        rows = [DistributedRow("clip", count, time(_clips(_parameters(count)))) for count in COUNTS]
-        rows.append(DistributedRow("clip + AdamW", COUNTS[0], time(_steps(COUNTS[0]))))
-    return DistributedResults(environment(), threads, first, rows)
+        rows = [_row("clip", count, time(_clips(_parameters(count)))) for count in COUNTS]
+        rows.append(_row("clip + AdamW", COUNTS[0], time(_steps(COUNTS[0]))))
+    made_on = asdict(environment())
+    return {"environment": made_on, "threads": threads, "first_call_ms": first, "rows": rows}
+
+
+def _row(what: str, num_tensors: int, times: dict[str, Measurement]) -> dict[str, Any]:
+    ours = times["fastclip"].median_ms
+    ratios = {peer: found.median_ms / ours for peer, found in times.items() if peer != "fastclip"}
+    measurements = {peer: asdict(found) for peer, found in times.items()}
+    return {
+        **{"what": what, "num_tensors": num_tensors, "measurements": measurements},
+        "derived": {"ratios": ratios},
+    }
 
 
 def rows_of_device(device: Cuda, *, budget_s: float) -> Iterator[dict[str, Any]]:

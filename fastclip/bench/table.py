@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastclip.bench.distributed import NUM_FIRST, SIDE, DistributedResults
+from fastclip.bench.distributed import NUM_FIRST, SIDE
 from fastclip.bench.peers import PEERS
 from fastclip.bench.results import Results, Row
 from fastclip.bench.steps import DEFAULT, FUSED, SUBJECT
@@ -121,13 +124,11 @@ def _range(values: list[float]) -> str:
 
 def render_steps(results: Results) -> RenderableType:
     """Return the table of a run of `run_steps`; times are medians in milliseconds."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title in ("parameters", "optimizer, clipping"):
-        table.add_column(title)
-    for title in ("fastclip\nms", "clip + fused\nms", "clip + default\nms", "vs\nfused", "vs\ndefault"):
-        table.add_column(title, justify="right")
-    table.add_column("GB/s", justify="right")
-    table.add_column("of\nmemory", justify="right")
+    table = _plain(
+        ("parameters", "optimizer, clipping"),
+        *("fastclip\nms", "clip + fused\nms", "clip + default\nms", "vs\nfused", "vs\ndefault"),
+        *("GB/s", "of\nmemory"),
+    )
     for row in results.rows:
         table.add_row(
             row.title,
@@ -146,23 +147,26 @@ def render_steps(results: Results) -> RenderableType:
     return Group(table, legend)
 
 
-def render_distributed(results: DistributedResults) -> RenderableType:
+def render_distributed(results: dict[str, Any]) -> RenderableType:
     """Return the table of a run of `run_distributed`; times are medians in milliseconds."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title in ("DTensors", "what"):
-        table.add_column(title)
-    for title in ("fastclip\nms", "torch\nms", "vs"):
-        table.add_column(title, justify="right")
-    for row in results.rows:
-        ours = row.measurements["fastclip"].median_ms
-        for peer, measured in row.measurements.items():
-            if peer != "fastclip":
-                name = row.what + peer.removeprefix("torch").replace("_", ", ")
-                times = digits(ours), digits(measured.median_ms), f"{row.ratio(peer):.1f}x"
-                table.add_row(str(row.num_tensors), name, *times)
+    table = _plain(("DTensors", "what"), "fastclip\nms", "torch\nms", "vs")
+    for row in results["rows"]:
+        for peer, ratio in row["derived"]["ratios"].items():
+            times = (digits(row["measurements"][name]["quantiles_ms"][50]) for name in ("fastclip", peer))
+            name = row["what"] + peer.removeprefix("torch").replace("_", ", ")
+            table.add_row(str(row["num_tensors"]), name, *times, f"{ratio:.1f}x")
     legend = Text(
-        f"{SIDE} x {SIDE} float32 on a mesh of one rank (gloo), nothing clipped, warm, {results.threads} "
-        f"thread(s). The first call over {NUM_FIRST} takes {results.first_call_ms:.1f} ms.",
+        f"{SIDE} x {SIDE} float32 on a mesh of one rank (gloo), nothing clipped, warm, {results['threads']} "
+        f"thread(s). The first call over {NUM_FIRST} takes {results['first_call_ms']:.1f} ms.",
         style="dim",
     )
     return Group(table, legend)
+
+
+def _plain(left: Iterable[str], *right: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in left:
+        table.add_column(title)
+    for title in right:
+        table.add_column(title, justify="right")
+    return table

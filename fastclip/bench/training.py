@@ -44,46 +44,26 @@ GPT2 = Shape("gpt2-124m", "GPT-2 124M, 8 x 1024 tokens", 12, 12, 768, 50_257, 8,
 DRY = Shape("dry-gpt", "a tiny GPT", 2, 2, 16, 64, 2, 8)
 
 
-class Block(nn.Module):
-    """Attention and a perceptron, each behind a layer norm and added to its input."""
-
-    def __init__(self, shape: Shape) -> None:
-        """Make the weights."""
-        super().__init__()
-        self.num_heads = shape.num_heads
-        self.norms = nn.ModuleList(nn.LayerNorm(shape.width) for _ in range(2))
-        self.attention = nn.Linear(shape.width, 3 * shape.width)
-        self.projection = nn.Linear(shape.width, shape.width)
-        self.perceptron = nn.Sequential(
-            nn.Linear(shape.width, 4 * shape.width),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(4 * shape.width, shape.width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, length, width) to the same shape."""
-        batch, length, width = x.shape
-        heads = self.attention(self.norms[0](x)).view(batch, length, 3, self.num_heads, -1)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        added: Tensor = x + self.perceptron(self.norms[1](x))
-        return added
-
-
 class Gpt(nn.Module):
     """GPT-2's architecture, the output tied to the embedding.
 
     Source: Radford et al., Language models are unsupervised multitask learners, 2019.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape = GPT2) -> None:
         """Make the weights."""
         super().__init__()
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.positions = nn.Embedding(shape.length, shape.width)
-        self.blocks = nn.Sequential(*(Block(shape) for _ in range(shape.num_layers)))
-        self.norm = nn.LayerNorm(shape.width)
+        block = nn.TransformerEncoderLayer(
+            *(shape.width, shape.num_heads, 4 * shape.width),
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        norm = nn.LayerNorm(shape.width)
+        self.blocks = nn.TransformerEncoder(block, shape.num_layers, norm, enable_nested_tensor=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -92,7 +72,8 @@ class Gpt(nn.Module):
         """Return the loss of predicting each next token of (batch, length + 1) indices."""
         inputs, targets = indices[:, :-1], indices[:, 1:]
         x = self.tokens(inputs) + self.positions.weight[: inputs.shape[1]]
-        logits = F.linear(self.norm(self.blocks(x)), self.tokens.weight)
+        mask = nn.Transformer.generate_square_subsequent_mask(inputs.shape[1], device=x.device)
+        logits = F.linear(self.blocks(x, mask=mask, is_causal=True), self.tokens.weight)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
