@@ -12,43 +12,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from readme_tables import (
-    cpu_table,
-    distributed_table,
-    gpu_all_table,
-    gpu_steps_table,
-    gpu_table,
-    monitor_table,
-    steps_table,
-    strategies_table,
-    strategy_costs_table,
-    tuner_table,
-)
+import readme_tables
 
 from fastclip.bench.results import ResultsError
 from fastclip.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = {
-    "gpu": gpu_table,
-    "cpu": cpu_table,
-    "steps": steps_table,
-    "gpu-steps": gpu_steps_table,
-    "tuner": tuner_table,
-    "distributed": distributed_table,
-    "strategies": strategies_table,
-    "strategy-costs": strategy_costs_table,
-    "gpu-all": gpu_all_table,
-    "monitor": monitor_table,
-}
-"""Name in the markers -> function of the folder of results that returns Markdown."""
 DOCUMENTS = {
     ROOT / "README.md": ("gpu", "cpu", "steps", "gpu-steps", "tuner", "distributed"),
     ROOT / "benchmarks" / "README.md": ("gpu-all",),
     ROOT / "docs" / "strategies.md": ("strategies", "strategy-costs"),
     ROOT / "docs" / "monitor.md": ("monitor",),
 }
-"""What is rewritten unless --readme and --tables say otherwise."""
+"""What is rewritten unless --readme and --tables say otherwise: names in the markers."""
+TABLES = {
+    name: getattr(readme_tables, f"{name.replace('-', '_')}_table")
+    for names in DOCUMENTS.values()
+    for name in names
+}
+"""Name -> function of the folder of results that returns Markdown."""
 
 
 class ReadmeError(Exception):

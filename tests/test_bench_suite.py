@@ -314,32 +314,27 @@ def test_a_workload_that_is_too_large_or_too_late_is_named(tmp_path: Path) -> No
     assert running.found["left_out"] == {"late": "no time left"}
 
 
-def test_a_test_that_fails_leaves_no_mode_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("warning", "error"),
+    [
+        ("Synchronization debug mode is a prototype feature", ZeroDivisionError),
+        ("something else", UserWarning),  # is an error, and leaves no mode behind either
+    ],
+)
+def test_what_fails_leaves_no_mode_behind(
+    warning: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     modes: list[int | str] = [0]
 
     def set_mode(mode: int | str) -> None:
         modes.append(mode)
-        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
+        if mode == "error" or "prototype" in warning:
+            warnings.warn(warning, stacklevel=2)
 
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
-    with pytest.raises(ZeroDivisionError), launches.forbidden_waits():
+    with pytest.raises(error), launches.forbidden_waits():
         1 / 0  # noqa: B018
-    assert modes == [0, "error", 0]
-
-
-def test_other_warnings_of_the_mode_are_errors_and_leave_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[int | str] = [0]
-
-    def set_mode(mode: int | str) -> None:
-        modes.append(mode)
-        if mode == "error":
-            warnings.warn("something else", stacklevel=2)
-
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
-    with pytest.raises(UserWarning, match="something else"), launches.forbidden_waits():
-        pass
     assert modes == [0, "error", 0]
 
 
