@@ -59,6 +59,7 @@ class Cuda(Device):
     is_accelerator = captures = has_cold_caches = True
     block_numel = 1 << 24
     min_rounds = MIN_ROUNDS
+    copy_nbytes = 2**31
 
     # The most that a spinning kernel delays the device, so that the host is ahead of it whatever it launches.
     max_delay_ms = 60.0
@@ -75,25 +76,18 @@ class Cuda(Device):
 
     def time(self, calls: Mapping[str, Call], *, budget_s: float, before: Call | None = None) -> Times:
         """Time calls on the host first: the delay that lets it run ahead of the device follows from that."""
-        host = self._interleave(calls, self.host_seconds, budget_s / 3, before)
+        host = self.interleave(calls, self.host_seconds, budget_s / 3, before)
         self.delay_ms = 1.5 * max(m.median_ms for m in host.values()) + 0.5
-        return self._interleave(calls, self.device_seconds, budget_s, before), host
+        return self.interleave(calls, self.device_seconds, budget_s, before), host
 
-    def time_host(self, calls: Mapping[str, Call], *, budget_s: float) -> dict[str, Measurement]:
-        """Time what the host does of calls."""
-        return self._interleave(calls, self.host_seconds, budget_s)
-
-    def time_whole(self, calls: Mapping[str, Call], *, budget_s: float) -> dict[str, Measurement]:
-        """Time calls until the device has done all of them, with caches as they are."""
-        return self._interleave(calls, self.whole_seconds, budget_s)
-
-    def _interleave(
+    def interleave(
         self,
         calls: Mapping[str, Call],
         stopwatch: Stopwatch,
         budget_s: float,
         before: Call | None = None,
     ) -> dict[str, Measurement]:
+        """Time calls in alternation by one of the clocks below."""
         return interleave(
             calls,
             budget_s=budget_s,
@@ -146,9 +140,9 @@ class Cuda(Device):
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
 
-    def copy_gbps(self, nbytes: int = 2**31) -> float:
+    def copy_gbps(self) -> float:
         """Return the bandwidth of a device-to-device copy, bytes read and bytes written together."""
-        source = torch.empty(nbytes // 4, dtype=torch.float32, device=self.torch_device).normal_()
+        source = torch.empty(self.copy_nbytes // 4, device=self.torch_device).normal_()
         target = torch.empty_like(source)
         seconds = [self.device_seconds(lambda: target.copy_(source)) for _ in range(12)]
         return 2 * source.nbytes / statistics.median(seconds[2:]) / 1e9
@@ -197,6 +191,7 @@ class Dry(Cuda):
     is_accelerator = captures = False
     block_numel = Device.block_numel
     min_rounds = 2
+    copy_nbytes = 2**24
 
     def __init__(self) -> None:
         """Take the CPU."""
@@ -212,10 +207,6 @@ class Dry(Cuda):
     def free_nbytes(self) -> int:
         """Return a small allowance."""
         return 2**30
-
-    def copy_gbps(self, nbytes: int = 2**24) -> float:
-        """Return the bandwidth of a small copy."""
-        return super().copy_gbps(min(nbytes, 2**24))
 
     def _describe_gpu(self) -> dict[str, Any]:
         return {"gpu": None}

@@ -96,7 +96,7 @@ def rows_of_device(device: Cuda, *, budget_s: float) -> Iterator[dict[str, Any]]
             except (RuntimeError, AssertionError, TypeError, ValueError) as error:
                 failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 del calls[name]
-        times = device.time_host(calls, budget_s=budget_s)
+        times = device.interleave(calls, device.host_seconds, budget_s)
         yield {
             "workload": f"{count}-dtensors",
             "title": f"{count} DTensors, {group}, one rank",

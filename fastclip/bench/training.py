@@ -131,7 +131,7 @@ def time_training(
         model = Gpt(shape).to(device.torch_device)
         run: Any = torch.compile(model) if with_compile else model
         calls, clipped = iterations(run, indices, device)
-        times = device.time_whole(calls, budget_s=budget_s)
+        times = device.interleave(calls, device.whole_seconds, budget_s)
         quantiles = {
             name: {q: ms / ITERATIONS_A_ROUND for q, ms in measured.quantiles_ms.items()}
             for name, measured in times.items()
