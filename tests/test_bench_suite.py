@@ -494,5 +494,7 @@ def test_a_run_without_a_gpu_or_with_an_unknown_section_is_refused(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(suite.NoDeviceError, match="torch sees no GPU"):
         suite.run_suite(suite.SuiteOptions())
+    assert suite.SuiteOptions(("steps",)).wanted == {"checks", "steps"}
+    assert suite.SuiteOptions(("distributed",)).wanted == {"distributed"}
     with pytest.raises(ValueError, match="no section 'clip'; expected one of checks, clips"):
         suite.run_suite(suite.SuiteOptions(("clip",), dry=True))

@@ -31,6 +31,7 @@ FULL_S = {"checks": 90, "clips": 130, "steps": 70, "training": 60, "distributed"
 QUICK_S = {"checks": 60, "clips": 30, "steps": 20, "training": 20, "distributed": 5}
 DRY_S = dict.fromkeys(FULL_S, 60)
 SECTIONS = tuple(FULL_S)
+CHECKED = {"clips", "steps", "compiled"}
 # What beginning a process and ending the row at hand may take on top.
 GRACE_S = 90
 MAX_LINES_SHOWN = 15
@@ -45,7 +46,7 @@ class SuiteOptions:
     """What to run.
 
     Attributes:
-        sections: Of SECTIONS; none for all.
+        sections: Of SECTIONS; none for all. Checks come before whatever times a backend.
         quick: Only the key workloads, for a shorter time.
         dry: The CPU in place of the GPU.
         json_path: Where to write.
@@ -63,6 +64,12 @@ class SuiteOptions:
         """Return section -> seconds."""
         return DRY_S if self.dry else QUICK_S if self.quick else FULL_S
 
+    @property
+    def wanted(self) -> set[str]:
+        """Return the sections to run."""
+        wanted = set(self.sections or self.budgets)
+        return wanted | {"checks"} if wanted & CHECKED else wanted
+
 
 def run_suite(options: SuiteOptions) -> int:
     """Run sections, print what they find, write the file and its picture; return the exit code.
@@ -79,7 +86,7 @@ def run_suite(options: SuiteOptions) -> int:
     suite = Suite(options)
     suite.describe()
     for name in options.budgets:
-        if name in (options.sections or options.budgets):
+        if name in options.wanted:
             suite.section(name)
     if options.dry:
         suite.section("fail")
