@@ -23,8 +23,9 @@ from torch import Tensor
 
 import fastclip
 from fastclip.bench.environment import environment
+from fastclip.bench.results import write_json
 from fastclip.bench.training import Gpt
-from fastclip.files import write_json
+from fastclip.files import plain
 
 STEPS = 50
 EVERY = 50
@@ -117,7 +118,7 @@ def main() -> None:
         "optimizer": "AdamW",
         "route": optimizer.route,
     }
-    write_json(path, {"environment": made_on, "settings": settings, "results": results})
+    write_json(path, plain({"environment": made_on, "settings": settings, "results": results}))
     print(f"wrote {path}")
 
 

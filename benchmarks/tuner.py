@@ -32,8 +32,9 @@ from torch import nn
 
 import fastclip
 from fastclip.bench.environment import environment
+from fastclip.bench.results import write_json
 from fastclip.demo.models import DigitsCNN
-from fastclip.files import write_json
+from fastclip.files import plain
 from fastclip.tuner import Choice, ExplosionRule, Float, TunerCV, Verdict
 from fastclip.tuner.data import TuningData, as_data
 from fastclip.tuner.study.preparation import make_context
@@ -219,7 +220,7 @@ def main() -> None:
     for name in arguments.parts:
         measured = PARTS[name]()
         results[name] = {"environment": asdict(environment()), "options": options, **measured}
-        write_json(arguments.json, results)
+        write_json(arguments.json, plain(results))
         print(name, {key: value for key, value in measured.items() if key != "rows"}, flush=True)
 
 

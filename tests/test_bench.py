@@ -43,7 +43,7 @@ from fastclip.bench.models import gradients
 from fastclip.bench.peers import FASTCLIP, PEERS
 from fastclip.bench.plot import save_plot
 from fastclip.bench.progress import ConsoleProgress
-from fastclip.bench.results import Results, ResultsError, load, save
+from fastclip.bench.results import Results, ResultsError, load, save, write_json
 from fastclip.bench.table import WIDTH, render
 from fastclip.bench.timing import MIN_ROUNDS, Measurement, interleave, rounds
 
@@ -331,6 +331,17 @@ def test_results_survive_the_file(results: Results, tmp_path: Path) -> None:
     assert read.options["models"] == list(results.options["models"])
     derived = json.loads(path.read_text(encoding="utf-8"))["rows"][0]["derived"]
     assert derived["ratios"]["torch_foreach"] == results.rows[0].ratio("torch_foreach")
+
+
+def test_each_row_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    content = {"n": [1, 2], "rows": [{"x": 1}, {"x": 2}], "part": {"n": [1, 2], "rows": [{"y": 1}, {"y": 2}]}}
+    write_json(path, content)
+    assert json.loads(path.read_text(encoding="utf-8")) == content
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [line.strip(" ,") for line in lines if '"x"' in line] == ['{"x": 1}', '{"x": 2}']
+    assert [line.strip(" ,") for line in lines if '"y"' in line] == ['{"y": 1}', '{"y": 2}']
+    assert ' "n": [1, 2],' in lines
 
 
 def test_an_interrupted_save_leaves_the_old_file(

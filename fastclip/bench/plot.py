@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -61,26 +62,9 @@ def _bar(axes: Axes, row: Row, position: float) -> None:
     # From 1x to the ratio: on a logarithmic axis a bar has no zero to start at.
     axes.barh(position, ratio - 1, BAR_HEIGHT * 0.92, left=1, color=STYLES[row.mode][0], zorder=2)
     times = f"{row.measurements[FOREACH.name].median_ms:.3g} → {row.subject_ms:.3g} ms"
-    start = max(ratio, 1)
-    axes.annotate(
-        f"{ratio:.1f}x",
-        (start, position),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=8.5,
-        fontweight="bold",
-        color=INK,
-    )
-    axes.annotate(
-        times,
-        (start, position),
-        xytext=(38, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=7.5,
-        color=FAINT,
-    )
+    behind: dict[str, Any] = {"xy": (max(ratio, 1), position), "textcoords": "offset points", "va": "center"}
+    axes.annotate(f"{ratio:.1f}x", xytext=(5, 0), fontsize=8.5, fontweight="bold", color=INK, **behind)
+    axes.annotate(times, xytext=(38, 0), fontsize=7.5, color=FAINT, **behind)
 
 
 def _style(axes: Axes, rows: list[Row]) -> None:

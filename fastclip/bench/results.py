@@ -217,8 +217,13 @@ def _lines(part: Any) -> str:
         return json.dumps(part)
     if isinstance(part, list):
         return "[\n" + ",\n".join(f" {json.dumps(row)}" for row in part) + "\n]"
-    entries = (f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in part.items())
+    entries = (f" {json.dumps(name)}: {_entry(entry)}" for name, entry in part.items())
     return "{\n" + ",\n".join(entries) + "\n}"
+
+
+def _entry(entry: Any) -> str:
+    has_rows = isinstance(entry, list) and any(isinstance(row, dict) for row in entry)
+    return _lines(entry) if has_rows else json.dumps(entry)
 
 
 def _environment(entry: dict[str, Any]) -> Environment:
