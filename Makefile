@@ -10,7 +10,8 @@ NATIVE := $(wildcard $(foreach folder,csrc csrc/cpu csrc/python,$(folder)/*.h $(
 CUDA := $(wildcard csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cpp csrc/cuda/*.cu tests/cuda_emulation/*)
 
 SANITIZED := build/sanitize
-NATIVE_TESTS := tests/test_read.py tests/test_norm.py tests/test_clip_grad.py tests/test_norms.py tests/test_concurrency.py tests/test_step.py
+NATIVE_TESTS := tests/contract tests/test_read.py tests/test_cpu_kernels.py tests/test_norms.py tests/test_concurrency.py tests/test_step.py
+DEVICE_TESTS := tests/contract tests/test_cuda_device.py tests/test_cuda_device_step.py tests/test_strategies_device.py tests/test_several_devices.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test cuda wheel gpu bench lint format sanitize clean
@@ -51,7 +52,8 @@ bench: $(EXTENSION)  ## Time clipping beside torch and write benchmarks/results/
 	$(BIN)/fastclip bench --strategies --json benchmarks/results/strategies.json --plot benchmarks/results/strategies.png
 	$(BIN)/python benchmarks/update_readme.py
 
-gpu:  ## Check and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.
+gpu:  ## Test, check and time clipping on a GPU, with the Python that has torch for it; see benchmarks/gpu.py.
+	$(PYTHON) -m pytest -m cuda $(DEVICE_TESTS)
 	$(PYTHON) benchmarks/gpu.py
 
 lint: $(EXTENSION)  ## Check style and types of Python and C++.
@@ -71,7 +73,7 @@ sanitize: $(DEPENDENCIES)  ## Run the native tests under AddressSanitizer and Un
 		build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED)/lib \
-		$(BIN)/pytest -p no:cacheprovider $(NATIVE_TESTS)
+		$(BIN)/pytest -p no:cacheprovider -k "not emulated and not interpreted" $(NATIVE_TESTS)
 
 clean:  ## Remove everything that the other targets made.
 	rm -rf $(VENV) build dist demo-output *.egg-info fastclip/*.so

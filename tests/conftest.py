@@ -6,75 +6,37 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin while they wait slow each other down on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from targets import CPU_TARGETS, EAGER, Target
 
-import fastclip
 from fastclip.backends import cpu
 
 
-@dataclass(frozen=True)
-class Target:
-    """One way to run a test: a backend on a device, on CPU with one instruction set."""
-
-    backend: str
-    device: str
-    instruction_set: str | None = None
-
-    def __str__(self) -> str:
-        return (self.instruction_set and f"{self.backend}_{self.instruction_set}") or self.backend
-
-    @property
-    def is_native(self) -> bool:
-        """Whether kernels run, which decline what is not dense and handle powers of any size."""
-        return self.backend != "eager"
-
-
-def _instruction_sets() -> list[str | None]:
-    return list(cpu._C.supported_instruction_sets()) if cpu._C else [None]
-
-
-NATIVE_TARGETS = [Target("cpu", "cpu", name) for name in _instruction_sets()]
-TARGETS = [*NATIVE_TARGETS, Target("eager", "cpu")]
-
-
-def _enter(target: Target) -> Iterator[Target]:
-    info = fastclip.backend_info()[target.backend]
-    if not info.available:
-        pytest.skip(f"needs the {target.backend} backend: {info.reason}")
-    before = cpu._C.instruction_set() if target.instruction_set else None
-    if target.instruction_set:
-        assert cpu._C.select_instruction_set(target.instruction_set)
-    try:
-        with fastclip.use_backend(target.backend):
-            yield target
-    finally:
-        if before:
-            cpu._C.select_instruction_set(before)
-
-
-@pytest.fixture(params=TARGETS, ids=str)
+@pytest.fixture(params=[*CPU_TARGETS, EAGER], ids=str)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Each backend, and of the CPU backend each instruction set, in force."""
-    yield from _enter(request.param)
+    """In force: each instruction set of the CPU backend and eager, or what the test asks for."""
+    with request.param.in_force():
+        yield request.param
 
 
-@pytest.fixture(params=NATIVE_TARGETS, ids=str)
+@pytest.fixture(params=CPU_TARGETS, ids=str)
 def native(request: pytest.FixtureRequest) -> Iterator[Target]:
-    """Each target that runs kernels, in force."""
-    yield from _enter(request.param)
+    """In force: each instruction set of the CPU backend."""
+    with request.param.in_force():
+        yield request.param
 
 
-@pytest.fixture(params=["cpu", "eager"])
+@pytest.fixture(params=[CPU_TARGETS[-1], EAGER], ids=["cpu", "eager"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend, in force, with the instruction set that the machine prefers."""
-    for entered in _enter(Target(request.param, "cpu")):
-        yield entered.backend
+    """In force: each backend of the CPU, with the instruction set that the machine prefers."""
+    with request.param.in_force():
+        yield request.param.backend
 
 
 @pytest.fixture
@@ -107,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not large"
 
 
+HERE = Path(__file__).parent
+
 LONGEST = (
     "test_triton_compile",
     "test_tuner_ray",
@@ -118,23 +82,20 @@ LONGEST = (
     "test_docs",
     "test_wheel",
     "test_optim_examples",
-    "test_triton_step",
+    "contract/test_step",
     "test_distributed",
     "test_distributed_clients",
     "test_demo",
     "test_tuner_report",
-    "test_triton_kernels",
-    "test_cuda_step",
+    "contract/test_norm",
+    "contract/test_clip",
     "test_demo_studies",
     "test_tuner_mistakes",
     "test_bench",
     "test_strategies_optim",
     "test_tuner_search",
-    "test_cuda_kernels",
     "test_demo_tasks",
     "test_demo_charlm",
-    "test_norm",
-    "test_clip_grad",
 )
 """Files that take from more than a minute of a core down to 10 s, in the order to begin with them.
 
@@ -147,7 +108,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if getattr(config.option, "numprocesses", None):
         counts = Counter(item.path for item in items)
         places = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: (places.get(item.path.stem, len(places)), counts[item.path], item.path))
+
+        def order(item: pytest.Item) -> tuple[int, int, Path]:
+            name = Path(os.path.relpath(item.path, HERE)).with_suffix("").as_posix()
+            return places.get(name, len(places)), counts[item.path], item.path
+
+        items.sort(key=order)
 
 
 @pytest.hookimpl(wrapper=True)

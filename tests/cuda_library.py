@@ -19,7 +19,6 @@ from fastclip import backends
 from fastclip.backends import cpu, devices
 from fastclip.backends import cuda as backend
 from fastclip.optim import native
-from fastclip.optim.native import cuda
 from fastclip.strategies.within import Units
 
 HERE = Path(__file__).parent
@@ -116,6 +115,7 @@ class CudaError(Exception):
     """A status other than 0, as its message."""
 
 
+@functools.cache
 def compiler() -> str | None:
     """Return the C++ compiler, or None if there is none that knows `_Float16`."""
     found = shutil.which("g++")
@@ -157,17 +157,25 @@ def on_a_new_stream() -> Iterator[Library]:
     library.c.emulation_set_driver(True)
 
 
-def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
-    """Let fastclip's route for CUDA parameters, and no other, take those on the CPU; return the library."""
+def run_on_the_cpu(patch: pytest.MonkeyPatch) -> Library:
+    """Let fastclip's CUDA backend take tensors on the CPU, its scratch poisoned; return the library."""
     library = built()
     assert backend._C.load_cuda_library(str(library.path)) == ""
-    patch.setattr(cuda, "unavailable_reason", lambda: None)
+    patch.setattr(backend, "unavailable_reason", lambda: None)
     patch.setattr(backend, "DLPACK_TYPE", DLDeviceType.kDLCPU)
     patch.setattr(backend, "_device", lambda found: torch.device("cpu"))
-    patch.setattr(native, "_NAMES", ("cuda",))
+    patch.setattr(
+        backend, "_workspace", lambda found: torch.full((found.workspace_bytes,), POISON, dtype=torch.uint8)
+    )
     # Which, for a parameter on the CPU, takes it to be for the CPU's kernels.
     patch.setattr(Units, "folds", lambda units, params: False)
     return library
+
+
+def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
+    """Let fastclip's route for CUDA parameters, and no other, take those on the CPU; return the library."""
+    patch.setattr(native, "_NAMES", ("cuda",))
+    return run_on_the_cpu(patch)
 
 
 class Devices:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from fastclip import ClippedOptimizer
+from fastclip.optim import native
+from fastclip.optim.outcome import Outcome, Tally
+from fastclip.optim.settings import Amp, Settings
+
 MAX_NORM = 60.0
 
 SHAPES = ((7, 5), (), (33, 50))
@@ -63,9 +68,28 @@ def gradients(num_steps: int, seed: int = 1) -> Iterator[list[Tensor]]:
 
 
 def give(params: list[torch.nn.Parameter], grads: list[Tensor]) -> None:
-    """Set each `.grad`, rounded to the dtype of its parameter."""
+    """Set each `.grad`, rounded to the dtype of its parameter and beside it."""
     for param, grad in zip(params, grads, strict=True):
-        param.grad = grad.to(param.dtype, copy=True)
+        param.grad = grad.to(param.device, param.dtype, copy=True)
+
+
+def folded(optimizer: Optimizer, **settings: Any) -> ClippedOptimizer:
+    """The optimizer, wrapped, whose steps must be taken by kernels that clip on the way."""
+    return ClippedOptimizer(optimizer, **{"max_norm": MAX_NORM, "fused": True, **settings})
+
+
+def plain(optimizer: Optimizer, **settings: Any) -> ClippedOptimizer:
+    """fastclip's clip, then torch's step."""
+    return folded(optimizer, **{"fused": False, **settings})
+
+
+def scaled_step(optimizer: Optimizer, amp: Amp, **settings: Any) -> Outcome:
+    """A step whose scaler keeps scale and verdict on the device, which the wrapper reads itself on a CPU."""
+    tally = Tally()
+    outcome = native.step(optimizer, Settings(**{"max_norm": MAX_NORM, **settings}), amp, tally, None)
+    assert isinstance(outcome, Outcome), outcome
+    assert tally.stats().clipped == int(not bool(outcome.skipped) and float(outcome.clip_coef) < 1)
+    return outcome
 
 
 def loss_of(params: list[torch.nn.Parameter], grads: list[Tensor]) -> Tensor:

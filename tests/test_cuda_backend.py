@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,23 +90,6 @@ def test_gradients_on_the_cpu_are_declined_untouched(call) -> None:  # type: ign
     assert isinstance(declined, Declined)
     assert "gradient 0" in declined.reason
     assert parameter.grad.tolist() == [5.0, 5.0, 5.0]
-
-
-def test_what_has_no_kernel_is_declined_before_anything_is_read() -> None:
-    for norm_type in (0.0, -1.0, -math.inf, math.nan):
-        assert isinstance(cuda.total_norm([], norm_type), Declined)
-        assert isinstance(cuda.clip_grad_norm_([], 1.0, norm_type, False), Declined)
-    assert isinstance(cuda.clip_grad_value_([], math.nan), Declined)
-
-
-@needs_extension
-def test_an_empty_list_is_answered_as_on_the_cpu() -> None:
-    assert cuda.total_norm([], 2.0).item() == 0.0
-    assert cuda.clip_grad_norm_([], 1.0, 2.0, False).item() == 0.0
-    assert cuda.clip_grads_with_norm_([], 1.0, torch.tensor(3.0)) is None
-    assert cuda.grad_norms([], 2.0).shape == (0,)
-    assert cuda.count_nonfinite([]) == []
-    assert isinstance(cuda.clip_grad_value_([], 1.0), Declined)
 
 
 def test_asking_for_the_backend_leaves_cuda_uninitialized() -> None:

@@ -2,6 +2,7 @@
 
 Triton decides whether to interpret when it and the kernels are imported, so a test module imports this one
 first. The variable is unset again: for every other test, this machine is one without Triton's devices.
+Where there is one, the kernels are compiled for it in this process and not interpreted.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ from fastclip.backends import cpu
 
 VARIABLE = "TRITON_INTERPRET"
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or cpu._C is None,
-    reason="needs triton (pip install 'fastclip[gpu]') and the C++ extension",
-)
 
-if importlib.util.find_spec("triton"):
+def missing() -> str | None:
+    """Return why nothing can be interpreted here, or None."""
+    if importlib.util.find_spec("triton") is None or cpu._C is None:
+        return "needs triton (pip install 'fastclip[gpu]') and the C++ extension"
+    if torch.cuda.is_available():
+        return "the kernels are compiled for this machine's GPU; hide it (CUDA_VISIBLE_DEVICES=) to interpret"
+    return None
+
+
+needs_triton = pytest.mark.skipif(missing() is not None, reason=missing() or "")
+
+if missing() is None:
     os.environ[VARIABLE] = "1"
     try:
         importlib.import_module("fastclip.kernels.launch")
@@ -124,25 +132,30 @@ def noted_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The Triton backend, in force, on CPU tensors cut into small chunks, its scratch poisoned."""
+def interpret(patch: pytest.MonkeyPatch) -> None:
+    """Let the Triton backend take CPU tensors, which it cuts into small chunks, its scratch poisoned."""
     from triton.runtime import interpreter
 
     from fastclip.backends import triton as backend
     from fastclip.kernels import step_table, table
     from fastclip.optim.native import triton as native
 
-    monkeypatch.setenv(VARIABLE, "1")
-    monkeypatch.setattr(interpreter, "_convert_float", _convert_bfloat16)
-    monkeypatch.setattr(interpreter, "_patch_builtin", _patch_builtin)
-    monkeypatch.setattr(interpreter, "_patch_lang", _patching_once(interpreter._patch_lang))
+    patch.setenv(VARIABLE, "1")
+    patch.setattr(interpreter, "_convert_float", _convert_bfloat16)
+    patch.setattr(interpreter, "_patch_builtin", _patch_builtin)
+    patch.setattr(interpreter, "_patch_lang", _patching_once(interpreter._patch_lang))
     # Two tiles of the interpreter, so that short tensors have several chunks and programs several rounds.
-    monkeypatch.setattr(table, "MIN_CHUNK_NBYTES", 1024)
+    patch.setattr(table, "MIN_CHUNK_NBYTES", 1024)
     for module in (table, step_table):
-        monkeypatch.setattr(module, "scratch", _poisoned)
+        patch.setattr(module, "scratch", _poisoned)
     # Tables of other tests may have larger chunks.
-    monkeypatch.setattr(backend, "_tables", table.TableCache(table.build_table))
-    monkeypatch.setattr(native, "_tables", table.TableCache(step_table.build_step_table))
+    patch.setattr(backend, "_tables", table.TableCache(table.build_table))
+    patch.setattr(native, "_tables", table.TableCache(step_table.build_step_table))
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The Triton backend, in force, interpreted."""
+    interpret(monkeypatch)
     with fastclip.use_backend("triton"):
         yield

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_NAME, DTYPES, dtype_id, parameters_of, present, select
+from cases import DTYPES, dtype_id, parameters_of, present, select
 from contract_comparison import assert_same, assert_same_outcome, outcome, rtol_of
 from torch.nn import utils
 
@@ -40,38 +40,6 @@ def test_clipping(dtype: torch.dtype, case: Any) -> None:
             assert (p.grad is None) == (q.grad is None)
             if p.grad is not None:
                 assert_same(p.grad, q.grad, 2 * rtol)
-
-
-@every_dtype
-@pytest.mark.parametrize("case", select(aliased=True), ids=lambda case: case.name)
-def test_shared_memory_is_counted_and_scaled_as_often_as_given(
-    backend: str, dtype: torch.dtype, case: Any
-) -> None:
-    expected = case.parameters("cpu", dtype)
-    norm = fastclip.get_total_norm([p.grad for p in expected]).to(torch.float64)
-    with torch.no_grad():
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        for p in expected:
-            p.grad.mul_((0.5 / (norm + 1e-6)).to(wide))
-    for _ in range(3):
-        parameters = case.parameters("cpu", dtype)
-        fastclip.clip_grad_norm_(parameters, 0.5)
-        for p, q in zip(parameters, expected, strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["nan", "inf", "inf_then_nan", "minus_inf"])
-@every_dtype
-def test_nonfinite_norms(backend: str, dtype: torch.dtype, name: str) -> None:
-    ours, theirs = BY_NAME[name].parameters("cpu", dtype), BY_NAME[name].parameters("cpu", dtype)
-    assert_same(fastclip.clip_grad_norm_(ours, 1.0), utils.clip_grad_norm_(theirs, 1.0), 0)
-    for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0, equal_nan=True)
-
-
-def test_no_gradient_has_norm_zero(backend: str) -> None:
-    for norm in (fastclip.get_total_norm([]), fastclip.clip_grad_norm_([], 1.0)):
-        assert (norm.item(), norm.dtype, norm.device.type, norm.dim()) == (0.0, torch.float32, "cpu", 0)
 
 
 def test_expanded_gradients_raise() -> None:
