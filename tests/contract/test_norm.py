@@ -158,6 +158,21 @@ def test_extreme_values(target: Target, name: str) -> None:
                 assert_norm(target, fastclip.get_total_norm(tensor, norm_type), [tensor], norm_type)
 
 
+@on("dtype", dtypes, NATIVE)
+def test_one_value_that_is_not_finite_reaches_the_norm_from_anywhere(
+    target: Target, dtype: torch.dtype
+) -> None:
+    """Whichever lane, vector or block meets it."""
+    numel, apart = (2_011, 701) if target.is_interpreted else (20_011, 509)
+    for position in range(0, numel, apart):
+        tensor = torch.ones(numel, dtype=dtype, device=target.device)
+        for value in (-INF, NAN):
+            tensor[position] = value
+            for norm_type in (2.0, INF):
+                norm = fastclip.get_total_norm(tensor, norm_type).item()
+                assert str(norm) == str(abs(value)), (position, value, norm_type)
+
+
 # Constants whose squares or partial sums need more bits than the accumulator's type would have.
 ADVERSARIAL = (1.0 + 2**-7, 1.0 - 2**-8, 0.1, 1 / 3, 3.0, 0.99951171875, 1000.1, 1e-3)
 
