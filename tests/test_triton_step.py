@@ -34,7 +34,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_three_launches_for_any_number_of_tensors_groups_and_dtypes(
     kind: type[Optimizer], launches: list[str]
 ) -> None:
-    params = [torch.nn.Parameter(torch.ones(3 + i % 5, dtype=DTYPES[i % 4])) for i in range(70)]
+    params = [torch.nn.Parameter(torch.ones(3 + i % 5, dtype=DTYPES[i % 4])) for i in range(40)]
     optimizer = cases.folded(
         kind([{"params": [p], "lr": 0.1 + i / 100} for i, p in enumerate(params)]), max_norm=1
     )
