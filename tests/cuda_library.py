@@ -18,7 +18,6 @@ from torch.utils.dlpack import DLDeviceType
 from fastclip import backends
 from fastclip.backends import cpu, devices
 from fastclip.backends import cuda as backend
-from fastclip.optim import native
 from fastclip.strategies.within import Units
 
 HERE = Path(__file__).parent
@@ -174,7 +173,7 @@ def run_on_the_cpu(patch: pytest.MonkeyPatch) -> Library:
 
 def take_steps_of_the_cpu(patch: pytest.MonkeyPatch) -> Library:
     """Let fastclip's route for CUDA parameters, and no other, take those on the CPU; return the library."""
-    patch.setattr(native, "_NAMES", ("cuda",))
+    patch.setattr(backends, "_usable", lambda: (backend,))
     return run_on_the_cpu(patch)
 
 

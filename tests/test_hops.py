@@ -93,6 +93,7 @@ def test_the_cpu_steps_by_the_calls_listed() -> None:
     found = chain_to(calls_of_c("adam_step"), optimizer.step)
     expected = LISTED["ClippedOptimizer.step on the CPU"]
     assert found == [call for call in expected if call[0].startswith("fastclip/")]
+    assert len(expected) - 1 <= 6
 
 
 @needs_triton

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW, Optimizer
 
+from fastclip.backends.step import Unready
 from fastclip.optim.native import state
 from fastclip.optim.outcome import Outcome, Stats, Tally
 
@@ -24,7 +25,7 @@ def on_meta(count: int = 2) -> list[torch.nn.Parameter]:
 def test_counters_are_made_on_the_device_and_all_of_it_is_taken_back() -> None:
     params = on_meta()
     optimizer = AdamW(params, amsgrad=True)
-    made = state.ready_on_device(optimizer, params[:1], [])
+    made = state.make_ready(optimizer, Unready(params[:1], []))
     assert made == params[:1]
     assert {name: t.device.type for name, t in optimizer.state[params[0]].items()} == {
         "step": "meta",
@@ -32,18 +33,17 @@ def test_counters_are_made_on_the_device_and_all_of_it_is_taken_back() -> None:
         "exp_avg_sq": "meta",
         "max_exp_avg_sq": "meta",
     }
-    state.settle_first_step(optimizer, made, Outcome.of_numbers(1.0, 1.0, False, torch.float32))
-    assert list(optimizer.state) == params[:1]
-    state.settle_first_step(optimizer, made, Outcome.of_numbers(1.0, 1.0, True, torch.float32))
+    state.discard_state(optimizer, made)
     assert not optimizer.state
 
 
 def test_counters_of_every_dtype_are_moved_and_keep_it() -> None:
     params = on_meta(3)
     optimizer = AdamW(params)
-    state.make_state(optimizer, params)
+    for param in params:
+        optimizer.state[param] = {"step": torch.tensor(0.0)}
     optimizer.state[params[1]]["step"] = torch.tensor(7.0, dtype=torch.float64)
-    state.ready_on_device(optimizer, [], params)
+    state.make_ready(optimizer, Unready([], params))
     counters = [optimizer.state[param]["step"] for param in params]
     assert [c.device.type for c in counters] == ["meta"] * 3
     assert [c.dtype for c in counters] == [torch.float32, torch.float64, torch.float32]

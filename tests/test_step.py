@@ -109,7 +109,7 @@ def test_a_step_inside_the_call_of_another() -> None:
     taken = []
 
     def step_inside(phase: str, info: dict[str, int]) -> None:
-        if phase == "start" and waiting and sys._getframe(1).f_code.co_name == "_call":
+        if phase == "start" and waiting and sys._getframe(1).f_code.co_name == "clip_and_step":
             taken.append(waiting.pop(0))
             taken[-1].step()
 

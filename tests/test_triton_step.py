@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 from triton_interpreter import interpreted, needs_triton, noted_launches
 
-from fastclip.optim.native import triton as native
+from fastclip.backends import triton
 
 __all__ = ["interpreted"]
 
@@ -61,14 +61,14 @@ def test_only_what_changes_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = cases.folded(SGD([{"params": params[:2], "lr": lr}, {"params": params[2:], "lr": 0.1}]))
     cases.give(params, next(cases.gradients(1)))
     rules: list[Tensor] = []
-    keep = native._rules.get
-    monkeypatch.setattr(native._rules, "get", lambda *args: rules.append(keep(*args)) or rules[-1])
-    before = len(native._tables)
+    keep = triton._rules.get
+    monkeypatch.setattr(triton._rules, "get", lambda *args: rules.append(keep(*args)) or rules[-1])
+    before = len(triton._step_tables)
     start = [p.detach().clone() for p in params]
     for rate in (0.1, 0.2):  # read by the kernel, so that a graph sees it
         lr.fill_(rate)
         optimizer.step()
-    assert len(native._tables) == before + 1
+    assert len(triton._step_tables) == before + 1
     assert rules[0] is rules[1]
     coef = optimizer.last.clip_coef
     torch.testing.assert_close(params[0].detach(), start[0] - 0.3 * coef * params[0].grad)
@@ -76,4 +76,4 @@ def test_only_what_changes_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer.param_groups[1]["lr"] = 0.4
     optimizer.step()
     assert rules[2] is not rules[1]
-    assert len(native._tables) == before + 1
+    assert len(triton._step_tables) == before + 1

@@ -138,7 +138,6 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
 
     from fastclip.backends import triton as backend
     from fastclip.kernels import step_table, table
-    from fastclip.optim.native import triton as native
 
     patch.setenv(VARIABLE, "1")
     patch.setattr(interpreter, "_convert_float", _convert_bfloat16)
@@ -150,7 +149,7 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "scratch", _poisoned)
     # Tables of other tests may have larger chunks.
     patch.setattr(backend, "_tables", table.TableCache(table.build_table))
-    patch.setattr(native, "_tables", table.TableCache(step_table.build_step_table))
+    patch.setattr(backend, "_step_tables", table.TableCache(step_table.build_step_table))
 
 
 @pytest.fixture

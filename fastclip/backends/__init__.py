@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 NAMES = ("cpu", "cuda", "triton", "eager")
 """Backends in the order in which `auto` prefers them."""
 
+OF_KERNELS = ("clip_and_step",)
+"""Operations that eager lacks: who asks for one has another way, and is told why no kernels take it."""
 
 _USED_FOR = {
     "cpu": "takes dense float16, bfloat16, float32 and float64 gradients on the CPU",
@@ -137,10 +139,14 @@ def run_foreach(
     if foreach is False or is_tracing() or (wanted := chosen()) == "eager":
         return cast(Result, getattr(eager, name)(*args, **options))
     result: Any = Declined("no backend but eager can run here")
+    reasons: dict[Backend, str] = {}
     for backend in _usable() if wanted == "auto" else (_demanded(wanted),):
         result = getattr(backend, name)(*args)
         if type(result) is not Declined:
             return cast(Result, result)
+        reasons[backend] = result.reason
+    if name in OF_KERNELS:
+        return cast(Result, Declined(_listed(reasons, wanted)))
     if (several := _on_several_devices(foreach, name, args)) is not None:
         if wanted != "auto" and (reason := _reason_not_to_write(_demanded(wanted), name, several)):
             raise BackendUnavailableError(_unavailable(wanted, reason))
@@ -150,6 +156,25 @@ def run_foreach(
     if wanted != "auto":
         raise BackendUnavailableError(_unavailable(wanted, result.reason))
     return cast(Result, getattr(eager, name)(*args, **options))
+
+
+def _listed(reasons: dict[Backend, str], wanted: str) -> str:
+    """Return why no kernels can be used: what those that were asked said, and why the others were not."""
+    found = []
+    for name in NAMES:
+        backend = _load(name)
+        if backend in reasons:
+            found.append(f"{name}: {reasons[backend]}")
+        elif wanted != "auto":
+            found.append(f"{name}: the backend {wanted!r} was chosen")
+        elif reason := backend.unavailable_reason():
+            found.append(f"{name}: {reason}")
+    return "; ".join(found)
+
+
+def without_kernels() -> str | None:
+    """Return why no backend but eager can run here, or None."""
+    return None if _usable() else _listed({}, "auto")
 
 
 def _on_several_devices(foreach: bool | None, operation: str, args: tuple[Any, ...]) -> Spread | None:

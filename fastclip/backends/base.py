@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastclip.backends.step import Step, Stepped, Unready
+
 
 @dataclass(frozen=True)
 class Declined:
@@ -65,6 +67,12 @@ class Backend(Protocol):
 
     def count_nonfinite(self, tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
         """Return (position, number of nan, number of inf) of each tensor that has any."""
+
+    def clip_and_step(self, step: Step) -> Stepped | Unready | Declined | None:
+        """Clip on the way into an optimizer's update; None if there was nothing to update.
+
+        Reads every byte of the gradients once, unless all is `given`, and then moves what the update moves.
+        """
 
 
 def checked_threshold(function: str, max_norm: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends.base import Declined
+from fastclip.backends.step import Step, Stepped, Unready
 
 _C: Any
 try:
@@ -115,6 +116,40 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
     result = _C.count_nonfinite(tensors, torch.get_num_threads())
     return Declined(result) if isinstance(result, str) else result
+
+
+def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
+    """Clip and update in one parallel region."""
+    first = next((param for group in step.param_groups for param in group["params"]), None)
+    if first is not None and first.device.type != "cpu":
+        # Before anything is asked of a device: a scaler's scale is there, too.
+        return Declined(f"the parameters are on {first.device}")
+    given = step.given
+    if given is not None and bool(given.skipped):
+        return None
+    kernel = _C.sgd_step if step.is_sgd else _C.adam_step
+    result = kernel(
+        step.param_groups,
+        step.state,
+        step.fresh,
+        float(step.max_norm),
+        step.norm_type,
+        1.0 if step.grad_scale is None else float(step.grad_scale),
+        step.skips,
+        step.write_grads,
+        torch.get_num_threads(),
+        [] if given is None else given.coefs.tolist(),
+        step.max_value,
+        step.units or (0.0, 0.0, []),
+        step.dtensor,
+        step.instead,
+    )
+    if isinstance(result, tuple):
+        norm, coef, skipped, any_float64 = result
+        return Stepped(norm, coef, skipped, torch.float64 if any_float64 else torch.float32)
+    if isinstance(result, list):
+        return Unready(result, [])
+    return _declined(result)
 
 
 def reason_not_to_write(grads: list[Tensor]) -> str | None:

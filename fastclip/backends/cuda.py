@@ -19,6 +19,8 @@ from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined, measures_only, threshold_on
+from fastclip.backends.read_step import read_step
+from fastclip.backends.step import Step, Stepped, Unready
 
 _C = cpu._C
 _FOLDER = Path(__file__).resolve().parents[1]
@@ -100,7 +102,7 @@ def clip_grad_norm_(
     limit = threshold_on(_device(found), max_norm)
     norm, workspace = _empty_norms(found, ()), _workspace(found)
     if not keep_nonfinite:
-        reason = found.clip_grad_norm(*arguments_of(limit), norm_type, norm.data_ptr(), workspace.data_ptr())
+        reason = found.clip_grad_norm(*_arguments_of(limit), norm_type, norm.data_ptr(), workspace.data_ptr())
         if not reason and not measures_only(limit):
             increment_version(found.tensors)
         return Declined(reason) if reason else norm
@@ -108,7 +110,7 @@ def clip_grad_norm_(
     coefficient = _empty_coefficient(found)
     reason = found.total_norm(
         norm_type,
-        *arguments_of(limit),
+        *_arguments_of(limit),
         norm.data_ptr(),
         norm.dtype is torch.float64,
         coefficient.data_ptr(),
@@ -137,7 +139,7 @@ def clip_grads_with_norm_(
         total_norm = total_norm.float()
     limit = threshold_on(_device(found), max_norm)
     reason = found.clip_grads_with_norm(
-        *arguments_of(limit), total_norm.data_ptr(), total_norm.dtype == torch.float64
+        *_arguments_of(limit), total_norm.data_ptr(), total_norm.dtype == torch.float64
     )
     if reason:
         return Declined(reason)
@@ -207,6 +209,48 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     return [(position, nan, inf) for position, (nan, inf) in listed if nan or inf]
 
 
+def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
+    """Clip, update and count on the device in three launches, for any number of parameters.
+
+    A captured step follows a learning rate and a scaler's tensors that are on the device.
+    """
+    kind = _C.CudaSgdStep if step.is_sgd else _C.CudaAdamStep
+    found = read_step(step, kind, DLPACK_TYPE, lambda found: _unusable_device(found.device))
+    if isinstance(found, Declined | Unready):
+        return found
+    if not found:
+        return None
+    device = _device(found)
+    dtype = torch.float64 if found.has_float64 else torch.float32
+    given = None if step.given is None else step.given.on(device)
+    if given is None:
+        total_norm, clip_coef = torch.empty(2, dtype=dtype, device=device).unbind()
+        skipped = torch.empty((), dtype=torch.bool, device=device)
+    else:
+        _, total_norm, clip_coef, skipped = given
+    limit = threshold_on(device, step.max_norm)
+    workspace = _workspace(found)
+    grad_scale, found_inf = (_float32_on(device, value) for value in (step.grad_scale, step.found_inf))
+    reason = found.run(
+        step.norm_type,
+        *_arguments_of(limit),
+        0 if given is None else given.coefs.data_ptr(),
+        given is not None and given.coefs.numel() > 1,
+        step.max_value,
+        step.skips,
+        step.write_grads,
+        0 if grad_scale is None else grad_scale.data_ptr(),
+        0 if found_inf is None else found_inf.data_ptr(),
+        total_norm.dtype == torch.float64,
+        total_norm.data_ptr(),
+        clip_coef.data_ptr(),
+        skipped.data_ptr(),
+        step.counts_on(device).data_ptr(),
+        workspace.data_ptr(),
+    )
+    return Declined(reason) if reason else Stepped(total_norm, clip_coef, skipped, dtype)
+
+
 def reason_not_to_write(grads: list[Tensor]) -> str | None:
     """Return why these gradients cannot be scaled or clamped, or None."""
     found = _collect(grads, of_gradients=False)
@@ -243,9 +287,13 @@ def _device(found: Any) -> torch.device:
     return torch.device("cuda", found.device)
 
 
-def arguments_of(max_norm: float | Tensor) -> tuple[float, int]:
+def _arguments_of(max_norm: float | Tensor) -> tuple[float, int]:
     """Return the number and the address on the device that the library takes; the address counts if not 0."""
     return (math.inf, max_norm.data_ptr()) if isinstance(max_norm, Tensor) else (max_norm, 0)
+
+
+def _float32_on(device: torch.device, value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.to(device, torch.float32, non_blocking=True)
 
 
 # Memory comes from torch's allocator, on the stream that the kernels run on: freed behind them, and inside a

@@ -18,7 +18,8 @@ from torch.nn.utils import clip_grad as torch_clip_grad
 from torch.nn.utils.clip_grad import clip_grad_value_ as _torch_clip_grad_value_
 from torch.utils._foreach_utils import _device_has_foreach_support, _has_foreach_support
 
-from fastclip.backends.base import measures_only
+from fastclip.backends.base import Declined, measures_only
+from fastclip.backends.step import Step
 from fastclip.reference import NORM_EPSILON
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -130,6 +131,11 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
         if nan or inf:
             counts.append((position, nan, inf))
     return counts
+
+
+def clip_and_step(step: Step) -> Declined:
+    """Decline: by torch's operations the update is the optimizer's own."""
+    return Declined("the backend 'eager' was chosen")
 
 
 def _stored(tensor: Tensor) -> Tensor:

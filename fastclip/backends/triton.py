@@ -14,10 +14,9 @@ import functools
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +25,19 @@ from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
 from fastclip.backends.base import Declined, measures_only, threshold_on
+from fastclip.backends.read_step import read_step
+from fastclip.backends.step import Step, Stepped, Unready
+from fastclip.kernels.step_table import build_step_table, upload_rules
 from fastclip.kernels.table import Table, TableCache, build_table
 
 _C = cpu._C
 _MIN_COMPUTE_CAPABILITY = (8, 0)
 
-_tables = TableCache(build_table)
+_OVERLAP = Declined("two gradients share memory")
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_tables = TableCache(build_table)
+_step_tables = TableCache(build_step_table)
+_rules = TableCache(upload_rules)
 
 
 def unavailable_reason() -> str | None:
@@ -97,41 +100,32 @@ def device_reason(device: torch.device) -> str | None:
     return None
 
 
-class _DeclinedError(Exception):
-    """Leaves an operation before anything was written; never reaches its caller."""
-
-
-def _may_decline(operation: Callable[P, R]) -> Callable[P, R | Declined]:
-    @functools.wraps(operation)
-    def answering(*args: P.args, **kwargs: P.kwargs) -> R | Declined:
-        try:
-            return operation(*args, **kwargs)
-        except _DeclinedError as declined:
-            return Declined(str(declined))
-
-    return answering
-
-
-@_may_decline
-def total_norm(tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
+def total_norm(
+    tensors: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of all tensors together; one launch that reads every byte once."""
     found = _read(tensors, of_gradients=False)
+    if reason := _reason_against_norm(found, norm_type):
+        return Declined(reason)
     if not found:
         return torch.tensor(0.0)
-    with _table(found, norm_type) as table:
-        norm: Tensor = _launch().total_norm(table, norm_type, dtype or _norm_dtype(found))[0]
+    with current_device(device_of(found)):
+        norm: Tensor = _launch().total_norm(_table(found), norm_type, dtype or _norm_dtype(found))[0]
     return norm
 
 
-@_may_decline
 def clip_grad_norm_(
     parameters: list[Tensor], max_norm: float | Tensor, norm_type: float, keep_nonfinite: bool
-) -> Tensor:
+) -> Tensor | Declined:
     """Clip in two launches; the second writes if the norm is above, and is left out if max_norm is inf."""
     found = _read(parameters, of_gradients=True)
+    if reason := _reason_against_norm(found, norm_type):
+        return Declined(reason)
     if not found:
         return torch.tensor(0.0)
-    with _table_to_write(found, norm_type) as table:
+    with current_device(device_of(found)):
+        if (table := _table(found)).overlaps:
+            return _OVERLAP
         norm: Tensor
         limit = threshold_on(table.device, max_norm)
         norm, coefficient = _launch().total_norm(table, norm_type, _norm_dtype(found), limit, keep_nonfinite)
@@ -141,78 +135,134 @@ def clip_grad_norm_(
     return norm
 
 
-@_may_decline
-def clip_grads_with_norm_(parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor) -> None:
+def clip_grads_with_norm_(
+    parameters: list[Tensor], max_norm: float | Tensor, total_norm: Tensor
+) -> Declined | None:
     """Scale by the coefficient of a norm that is known; two launches, the second writes unless it is 1."""
     is_plain = type(total_norm) in (Tensor, torch.nn.Parameter)
     if not is_plain or total_norm.dim() != 0 or not total_norm.is_floating_point():
-        raise _DeclinedError("total_norm is not a plain, real, 0-dim tensor")
-    if found := _read(parameters, of_gradients=True):
-        with _table_to_write(found) as table:
-            norm = total_norm.detach().to(table.device, torch.float64, non_blocking=True)
-            limit = threshold_on(table.device, max_norm)
-            _launch().scale(table, _launch().clip_coefficient(norm, limit))
-            increment_version(found.tensors)
+        return Declined("total_norm is not a plain, real, 0-dim tensor")
+    found = _read(parameters, of_gradients=True)
+    if isinstance(found, Declined):
+        return found
+    if not found:
+        return None
+    device = device_of(found)
+    with current_device(device):
+        norm = total_norm.detach().to(device, torch.float64, non_blocking=True)
+        coefficient = _launch().clip_coefficient(norm, threshold_on(device, max_norm))
+        return _scale(found, coefficient)
 
 
-@_may_decline
-def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> None:
+def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
     """Scale by one coefficient or one each; one launch, which writes nothing where that is 1."""
-    if found := _read(parameters, of_gradients=True):
-        if coefs.device != device_of(found) or coefs.numel() not in (1, len(found)):
-            raise _DeclinedError(
-                "the coefficients are not on the device of the gradients, one or one for each"
-            )
-        with _table_to_write(found) as table:
-            _launch().scale(table, coefs.to(torch.float64).contiguous(), coefs.numel() > 1)
-            increment_version(found.tensors)
+    found = _read(parameters, of_gradients=True)
+    if isinstance(found, Declined):
+        return found
+    if not found:
+        return None
+    if coefs.device != device_of(found) or coefs.numel() not in (1, len(found)):
+        return Declined("the coefficients are not on the device of the gradients, one or one for each")
+    with current_device(device_of(found)):
+        return _scale(found, coefs.to(torch.float64).contiguous())
 
 
-@_may_decline
-def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> None:
+def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:
     """Clamp in one launch; reads every byte once, and writes only where an element is outside."""
     if math.isnan(clip_value):
-        raise _DeclinedError("clip_value is nan")
+        return Declined("clip_value is nan")
     found = _read(parameters, of_gradients=True)
+    if isinstance(found, Declined):
+        return found
     if not found:
-        raise _DeclinedError("there is no gradient")
+        return Declined("there is no gradient")
     if found.has_lazy_negation():
-        raise _DeclinedError("a gradient is a lazily negated view")
-    with _table_to_write(found) as table:
+        return Declined("a gradient is a lazily negated view")
+    with current_device(device_of(found)):
+        if (table := _table(found)).overlaps:
+            return _OVERLAP
         _launch().clamp(table, -clip_value, clip_value)
-        increment_version(found.tensors)
+    increment_version(found.tensors)
+    return None
 
 
-@_may_decline
-def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
+def grad_norms(
+    parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None
+) -> Tensor | Declined:
     """Return the norm of each gradient; two launches that read every byte once. 0 for an empty gradient."""
     found = _read(parameters, of_gradients=True)
+    if isinstance(found, Declined):
+        return found
     if not found:
         return torch.empty(0)
-    with _table(found) as table:
-        norms: Tensor = _launch().tensor_norms(table, norm_type, dtype or _norm_dtype(found))
+    with current_device(device_of(found)):
+        norms: Tensor = _launch().tensor_norms(_table(found), norm_type, dtype or _norm_dtype(found))
     return norms
 
 
-@_may_decline
-def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
+def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
     """Return (position, nan, inf) of each tensor that is not finite; one launch, then waits for it."""
     found = _read(tensors, of_gradients=False)
+    if isinstance(found, Declined):
+        return found
     if not found:
         return []
-    with _table(found) as table:
-        counts = _launch().count_nonfinite(table).tolist()
+    with current_device(device_of(found)):
+        counts = _launch().count_nonfinite(_table(found)).tolist()
     return [(position, nan, inf) for position, (nan, inf) in enumerate(counts) if nan or inf]
+
+
+def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
+    """Clip, update and count on the device in three launches, for any number of parameters.
+
+    A captured step follows a learning rate and a scaler's tensors that are on the device.
+    """
+    kind = _C.SgdStep if step.is_sgd else _C.AdamStep
+    found = read_step(step, kind, dlpack_type(), lambda found: device_reason(device_of(found)))
+    if isinstance(found, Declined | Unready):
+        return found
+    if not found:
+        return None
+    device = device_of(found)
+    dtype = torch.float64 if found.has_float64 else torch.float32
+    with current_device(device):
+        norm, coefficient, skipped = _step_launch().step(
+            "sgd" if step.is_sgd else "adam",
+            _step_tables.get(found.rows(), device),
+            _rules.get(found.rules(), device),
+            _step_launch().Clip(
+                threshold_on(device, step.max_norm),
+                step.norm_type,
+                step.skips,
+                step.write_grads,
+                _beside(step.grad_scale, device),
+                _beside(step.found_inf, device),
+                None if step.given is None else step.given.on(device),
+                step.max_value,
+            ),
+            dtype,
+            step.counts_on(device),
+        )
+    found.increment_versions(with_grads=step.write_grads)
+    return Stepped(norm, coefficient, skipped, dtype)
 
 
 def reason_not_to_write(grads: list[Tensor]) -> str | None:
     """Return why these gradients cannot be scaled or clamped, or None."""
-    try:
-        found = _read(grads, of_gradients=False)
-        with _table_to_write(found):
-            return cpu.reason_against_writing(found)
-    except _DeclinedError as declined:
-        return str(declined)
+    found = _read(grads, of_gradients=False)
+    if isinstance(found, Declined):
+        return found.reason
+    with current_device(device_of(found)):
+        overlaps = _table(found).overlaps
+    return _OVERLAP.reason if overlaps else cpu.reason_against_writing(found)
+
+
+def _scale(found: Any, coefs: Tensor) -> Declined | None:
+    if (table := _table(found)).overlaps:
+        return _OVERLAP
+    _launch().scale(table, coefs, coefs.numel() > 1)
+    increment_version(found.tensors)
+    return None
 
 
 def _norm_dtype(found: Any) -> torch.dtype:
@@ -220,41 +270,31 @@ def _norm_dtype(found: Any) -> torch.dtype:
 
 
 def _read(tensors: list[Tensor], *, of_gradients: bool) -> Any:
-    """Return a `_C.Tensors`, which holds the tensors until what reads their memory is launched.
-
-    Raises:
-        _DeclinedError: The kernels cannot take them.
-    """
+    """Return a `_C.Tensors`, which holds the tensors until what reads them is launched, or Declined."""
     found = _C.read_tensors(tensors, of_gradients, dlpack_type())
     if isinstance(found, str):
-        raise _DeclinedError(found)
+        return Declined(found)
     if found and (reason := device_reason(device_of(found))):
-        raise _DeclinedError(reason)
+        return Declined(reason)
     return found
 
 
-@contextlib.contextmanager
-def _table(found: Any, norm_type: float | None = None) -> Iterator[Table]:
-    """Hand out the table of these tensors, with their device current.
-
-    Raises:
-        _DeclinedError: There is no kernel for this norm of them.
-    """
-    if norm_type is not None and not norm_type > 0:
-        raise _DeclinedError(f"there is no kernel for norm_type={norm_type}; expected one > 0")
-    if norm_type == math.inf and found.has_empty:
-        raise _DeclinedError("a gradient is empty, which has no inf-norm")
-    device = device_of(found)
-    with current_device(device):
-        yield _tables.get(found.spans(), device)
+def _reason_against_norm(found: Any, norm_type: float) -> str | None:
+    """Return why there is no kernel for this norm of what was read, or was declined."""
+    if isinstance(found, Declined):
+        return found.reason
+    if found and not norm_type > 0:
+        return f"there is no kernel for norm_type={norm_type}; expected one > 0"
+    return "a gradient is empty, which has no inf-norm" if norm_type == math.inf and found.has_empty else None
 
 
-@contextlib.contextmanager
-def _table_to_write(found: Any, norm_type: float | None = None) -> Iterator[Table]:
-    with _table(found, norm_type) as table:
-        if table.overlaps:
-            raise _DeclinedError("two gradients share memory")
-        yield table
+def _table(found: Any) -> Table:
+    """Return the table of what was read, whose device is current."""
+    return _tables.get(found.spans(), device_of(found))
+
+
+def _beside(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
@@ -267,3 +307,10 @@ def _launch() -> Any:
     from fastclip.kernels import launch
 
     return launch
+
+
+@functools.cache
+def _step_launch() -> Any:
+    from fastclip.kernels import step_launch
+
+    return step_launch

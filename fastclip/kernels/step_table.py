@@ -61,3 +61,8 @@ def build_step_table(rows: Int64Array, device: torch.device) -> StepTable:
         targets=upload(targets.view(-1), device).view(targets.shape),
         coefficients=scratch(len(rows), NUM_COEFFICIENTS, device),
     )
+
+
+def upload_rules(rules: Int64Array, device: torch.device) -> Tensor:
+    """Return the rules of the groups that a `_C.Step` has read, on the device: (groups * 9,) float64."""
+    return upload(torch.from_numpy(rules).flatten(), device).view(torch.float64)

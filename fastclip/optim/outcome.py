@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from fastclip.backends.step import Stepped
+
 
 class Outcome:
     """What happened in one step: 0-dim tensors on the device of the gradients.
@@ -34,6 +36,14 @@ class Outcome:
         outcome = cls.__new__(cls)
         outcome._tensors, outcome._numbers, outcome._dtype = None, (total_norm, clip_coef, skipped), dtype
         return outcome
+
+    @classmethod
+    def of(cls, answer: Stepped) -> Outcome:
+        """Return what a backend said of a step."""
+        norm, coef, skipped, dtype = answer
+        if isinstance(norm, Tensor) and isinstance(coef, Tensor) and isinstance(skipped, Tensor):
+            return cls(norm, coef, skipped)
+        return cls.of_numbers(float(norm), float(coef), bool(skipped), dtype)
 
     @property
     def total_norm(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The choice between the three ways to clip and step, best first."""
+"""The choice between the three ways to clip and step, best first: `native`, then torch's, which are here."""
 
 from __future__ import annotations
 
@@ -7,46 +7,49 @@ from torch.optim import Optimizer
 from fastclip.backends.base import Declined
 from fastclip.errors import BackendUnavailableError
 from fastclip.optim import native, plain, torch_fused
-from fastclip.optim.deciding import decide, learn
 from fastclip.optim.gradients import Decided, first_nonfinite
 from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
 
 NAMES = ("native", "torch_fused", "plain")
 
+LEFT_OUT = Declined("a GradScaler found inf")
 
-def step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally) -> str:
-    """Clip and step by the first route that takes this step, and count what happened.
+
+def before_native(settings: Settings, amp: Amp, decided: Decided | None) -> Declined | None:
+    """Return why a step is not even offered to fastclip's kernels, or None."""
+    if settings.fused is False:
+        return Declined("fused=False")
+    # A scaler's verdict is on the host's own memory here, so nothing waits for it.
+    is_left_out = decided is None and _is_on_cpu(amp) and amp.to_skip()
+    return LEFT_OUT if is_left_out else None
+
+
+def step_by_torch(
+    optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None, first: Declined
+) -> str:
+    """Clip and step by the first of torch's routes that takes this step, and count what happened.
+
+    Args:
+        optimizer: What steps.
+        settings: How to clip.
+        amp: What a GradScaler has set.
+        tally: What counts.
+        decided: What is known beforehand.
+        first: Why fastclip's kernels do not take it.
 
     Returns:
-        The route's name, one of NAMES.
+        The route's name.
 
     Raises:
         BackendUnavailableError: `settings.fused` demands a folded route and there is none.
     """
-    now, decided = decide("ClippedOptimizer.step", optimizer, settings, amp)
-    route = _step(optimizer, now, amp, tally, decided)
-    if decided is None and tally.last is not None:
-        learn(settings, now, tally.last)
-    return route
-
-
-def _step(optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None) -> str:
     if settings.fused is not False:
-        # A scaler's verdict is on the host's own memory here, so nothing waits for it.
-        left_out = decided is None and _is_on_cpu(amp) and amp.to_skip()
-        first = (
-            Declined("a GradScaler found inf")
-            if left_out
-            else native.step(optimizer, settings, amp, tally, decided)
-        )
-        if not isinstance(first, Declined):
-            return "native"
         second = torch_fused.step(optimizer, settings, amp, decided)
         if not isinstance(second, Declined):
             tally.add(second)
             return "torch_fused"
-        if settings.fused and not left_out:
+        if settings.fused and first is not LEFT_OUT:
             raise BackendUnavailableError(unfolded("ClippedOptimizer", first.reason, second.reason))
     tally.add(plain.step(optimizer, settings, amp, decided))
     return "plain"

@@ -13,10 +13,12 @@ from torch.amp.grad_scaler import OptState
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
+from fastclip.backends.base import Declined
 from fastclip.distributed.marks import Ranks
-from fastclip.optim import checkpoints, routes
+from fastclip.optim import checkpoints, native, routes
 from fastclip.optim.callers import is_checkpointing, stepping_scaler
 from fastclip.optim.closures import is_evaluated_once, step_through
+from fastclip.optim.deciding import decide, learn
 from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
 from fastclip.optim.settings import Amp, MaxNorm, Settings
@@ -229,7 +231,12 @@ class ClippedOptimizer(Optimizer):
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            self._route = routes.step(self.optimizer, settings, amp, self._tally)
+            now, decided = decide("ClippedOptimizer.step", self.optimizer, settings, amp)
+            where = self.optimizer, now, amp, self._tally, decided
+            first = routes.before_native(settings, amp, decided) or native.step(*where)
+            self._route = routes.step_by_torch(*where, first) if isinstance(first, Declined) else "native"
+            if decided is None and self._tally.last is not None:
+                learn(settings, now, self._tally.last)
         amp.tell(self._tally.last or NO_GRADIENTS)
         routes.settle("ClippedOptimizer.step", self.optimizer, settings, amp, self._tally)
         return loss

@@ -1,52 +1,33 @@
-"""Route 1: fastclip's kernels, which read norm and clip the gradients on the way into the update.
+"""Route 1: a step by a backend's kernels, which read norm and clip the gradients on the way into the update.
 
 For exactly torch.optim.Adam, AdamW and SGD. The state is torch's own, made as torch makes it (`state`), so
-checkpoints go in and out of plain torch. Each module takes the step with one backend's kernels: `cpu` for
-parameters on the CPU, `cuda` for those on one CUDA device, `triton` for those on one CUDA or ROCm device.
+checkpoints go in and out of plain torch. `fastclip.backends` chooses whose kernels take a step, as for every
+other operation; what they have to know of it is a `request`.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Mapping
-from typing import Protocol, cast
+from dataclasses import replace
 
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastclip import backends
+from fastclip.backends import Backend
 from fastclip.backends.base import Declined
+from fastclip.backends.step import Stepped, Unready
 from fastclip.optim.gradients import Decided
-from fastclip.optim.outcome import Outcome, Tally
+from fastclip.optim.native.request import request
+from fastclip.optim.native.state import discard_state, make_ready
+from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Tally
 from fastclip.optim.settings import Amp, Settings
 
-_NAMES = ("cpu", "cuda", "triton")
-"""Backends whose kernels step, each with a module of its name here, best first."""
-
-
-class Kernels(Protocol):
-    """What a backend's module offers."""
-
-    def unavailable_reason(self) -> str | None:
-        """Return why its kernels cannot run here, or None."""
-
-    def step(
-        self, optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
-    ) -> Outcome | Declined:
-        """Clip, update, and count in `tally` what happened; with `decided` nothing is measured."""
-
-
-@functools.cache
-def _load(name: str) -> Kernels:
-    return cast(Kernels, importlib.import_module(f"fastclip.optim.native.{name}"))
+Answer = Stepped | Unready | Declined | None
 
 
 def unsupported(optimizer: Optimizer, settings: Settings) -> str | None:
     """Return why this optimizer can never take this route, or None."""
-    if reason := _no_kernel_for(optimizer, settings):
-        return reason
-    reasons = {name: _load(name).unavailable_reason() for name in _NAMES}
-    return _listed(reasons) if all(reasons.values()) else None
+    return _no_kernel_for(optimizer, settings) or backends.without_kernels()
 
 
 def _no_kernel_for(optimizer: Optimizer, settings: Settings) -> str | None:
@@ -63,30 +44,48 @@ def step(
     """Clip and update in one call, and count what happened; of DTensors their memory on this rank.
 
     Moves what the update moves, and unless it is `decided` reads the gradients once more. `.grad` keeps its
-    values unless `settings.write_grads`.
+    values unless `settings.write_grads`. On a device the host waits for a step that made state, if that can
+    have been skipped, and for no other.
     """
     if reason := _no_kernel_for(optimizer, settings) or _declined_now(optimizer):
         return Declined(reason)
-    chosen = backends.chosen()
-    reasons: dict[str, str] = {}
-    for name in _NAMES:
-        kernels = _load(name)
-        if chosen not in ("auto", name):
-            reasons[name] = f"the backend {chosen!r} was chosen"
-        elif reason := kernels.unavailable_reason():
-            reasons[name] = reason
-        else:
-            outcome = kernels.step(optimizer, settings, amp, tally, decided)
-            if not isinstance(outcome, Declined):
-                # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
-                optimizer._opt_called = True  # type: ignore[attr-defined]
-                return outcome
-            reasons[name] = outcome.reason
-    return Declined(_listed(reasons))
+    asked = request(optimizer, settings, amp, tally, decided)
+    if isinstance(asked, Declined):
+        return asked
+    made: list[Tensor] = []
+    answer: Answer = Declined("it raised")
+    try:
+        answer = backends.run_foreach(None, Backend.clip_and_step, asked)
+        if isinstance(answer, Unready):
+            made = make_ready(optimizer, answer)
+            answer = backends.run_foreach(None, Backend.clip_and_step, replace(asked, fresh=set(made)))
+    finally:
+        if isinstance(answer, Declined | Unready):
+            discard_state(optimizer, made)
+    if isinstance(answer, Declined | Unready):
+        return answer if isinstance(answer, Declined) else Declined("a parameter's state is incomplete")
+    # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    outcome = _counted(answer, tally, decided)
+    may_skip = settings.skips or amp.found_inf is not None if decided is None else decided.may_skip
+    if made and may_skip and bool(outcome.skipped):
+        discard_state(optimizer, made)
+    return outcome
 
 
-def _listed(reasons: Mapping[str, str | None]) -> str:
-    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+def _counted(answer: Stepped | None, tally: Tally, decided: Decided | None) -> Outcome:
+    """Return what happened, and count it unless the kernels have."""
+    if decided is not None:
+        outcome = decided.outcome
+    elif answer is None:
+        outcome = NO_GRADIENTS
+    else:
+        outcome = Outcome.of(answer)
+    if answer is not None and isinstance(answer.skipped, Tensor):
+        tally.last = outcome
+    else:
+        tally.add(outcome)
+    return outcome
 
 
 def _declined_now(optimizer: Optimizer) -> str | None:

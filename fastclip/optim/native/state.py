@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fastclip.optim.outcome import Outcome
+from fastclip.backends.step import Unready
 
 
-def make_state(
-    optimizer: Optimizer, params: list[Tensor], *, counters_on_device: bool = False
-) -> list[Tensor]:
+def make_state(optimizer: Optimizer, params: list[Tensor]) -> list[Tensor]:
     """Make the state of parameters that have none, as torch's first step does; return whose it made.
 
     Args:
         optimizer: An Adam, AdamW or SGD.
         params: Parameters with a gradient.
-        counters_on_device: Make step counters on the device of their parameters.
     """
     made = []
     wanted = set(params)
@@ -43,19 +40,16 @@ def make_state(
             elif state:
                 continue
             else:
-                counter_device = param.device if counters_on_device else torch.device("cpu")
-                state.update(_first_adam_state(group, param, counter_device))
+                state.update(_first_adam_state(group, param))
             made.append(param)
     return made
 
 
-def _first_adam_state(
-    group: dict[str, Any], param: Tensor, counter_device: torch.device
-) -> dict[str, Tensor]:
+def _first_adam_state(group: dict[str, Any], param: Tensor) -> dict[str, Tensor]:
     double = torch.get_default_dtype() == torch.float64 and not group["fused"]
     names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
     return {
-        "step": torch.zeros((), dtype=torch.float64 if double else torch.float32, device=counter_device),
+        "step": torch.zeros((), dtype=torch.float64 if double else torch.float32, device=param.device),
         **{name: torch.zeros_like(param, memory_format=torch.preserve_format) for name in names},
     }
 
@@ -70,17 +64,17 @@ def discard_state(optimizer: Optimizer, params: list[Tensor]) -> None:
             del optimizer.state[param]
 
 
-def ready_on_device(optimizer: Optimizer, missing: list[Tensor], on_cpu: list[Tensor]) -> list[Tensor]:
-    """Give parameters on a device the state that a step by kernels needs; return whose was made.
+def make_ready(optimizer: Optimizer, answer: Unready) -> list[Tensor]:
+    """Give parameters the state that a step by kernels needs; return whose was made.
 
     Args:
         optimizer: An Adam, AdamW or SGD.
-        missing: Parameters without state.
-        on_cpu: Parameters whose step counter is on the CPU, as torch and its checkpoints have it.
+        answer: What the step lacks: state, or counters beside the parameters, which torch has on the CPU.
 
     Raises:
         RuntimeError: The stream is being captured: the graph would make or copy the state in every replay.
     """
+    missing, on_cpu = answer.missing, answer.counted_on_cpu
     waiting = [*missing, *on_cpu]
     if waiting and waiting[0].is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -89,7 +83,7 @@ def ready_on_device(optimizer: Optimizer, missing: list[Tensor], on_cpu: list[Te
             f"state that outlives the capture. Take one step before it."
         )
     move_counters(optimizer, on_cpu)
-    return make_state(optimizer, missing, counters_on_device=True)
+    return make_state(optimizer, missing)
 
 
 def move_counters(optimizer: Optimizer, params: list[Tensor]) -> None:
@@ -105,12 +99,6 @@ def move_counters(optimizer: Optimizer, params: list[Tensor]) -> None:
         moved = counters.to(device, non_blocking=True).unbind()
         for param, counter in zip(together, moved, strict=True):
             optimizer.state[param]["step"] = counter
-
-
-def settle_first_step(optimizer: Optimizer, made: list[Tensor], outcome: Outcome) -> None:
-    """Take back the state made for a step on a device if the step was skipped; asks the device if any was."""
-    if made and bool(outcome.skipped):
-        discard_state(optimizer, made)
 
 
 def as_torch_keeps_it(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
