@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cuda_library
 import pytest
 import torch
 from triton_interpreter import interpreted, needs_triton
@@ -20,6 +21,10 @@ from fastclip.backends import cpu
 __all__ = ["interpreted"]
 
 ROOT = Path(__file__).parents[1]
+
+needs_emulation = pytest.mark.skipif(
+    cpu._C is None or cuda_library.compiler() is None, reason="needs the extension and g++"
+)
 
 
 def listed() -> dict[str, list[tuple[str, str]]]:
@@ -66,6 +71,12 @@ def calls_of_c(name: str) -> Callable[[FrameType, str, Any], bool]:
     return lambda frame, event, what: event == "c_call" and what.__name__ == name
 
 
+def calls_of(file: str, name: str) -> Callable[[FrameType, str, Any], bool]:
+    return lambda frame, event, what: (
+        event == "call" and frame.f_code.co_name == name and frame.f_code.co_filename == str(ROOT / file)
+    )
+
+
 def parameter() -> torch.nn.Parameter:
     made = torch.nn.Parameter(torch.ones(8))
     made.grad = torch.ones(8)
@@ -77,13 +88,20 @@ def test_every_call_is_there(title: str, file: str, name: str) -> None:
     assert re.search(rf"\b{name}\(", (ROOT / file).read_text()), f"{title}: {file} has no {name}"
 
 
+def python_of(title: str) -> list[tuple[str, str]]:
+    return [call for call in LISTED[title] if call[0].startswith("fastclip/")]
+
+
+@pytest.mark.parametrize("title", LISTED)
+def test_the_calls_are_few(title: str) -> None:
+    assert len(LISTED[title]) - 1 <= (5 if title.startswith("clip") else 6)
+
+
 @pytest.mark.skipif(cpu._C is None, reason="needs the extension")
 def test_the_cpu_clips_by_the_calls_listed() -> None:
     one = parameter()
     found = chain_to(calls_of_c("clip_grad_norm_"), lambda: fastclip.clip_grad_norm_([one], 1.0))
-    expected = LISTED["clip_grad_norm_ on the CPU"]
-    assert found == [call for call in expected if call[0].startswith("fastclip/")]
-    assert len(expected) - 1 <= 5
+    assert found == python_of("clip_grad_norm_ on the CPU")
 
 
 @pytest.mark.skipif(cpu._C is None, reason="needs the extension")
@@ -91,23 +109,43 @@ def test_the_cpu_steps_by_the_calls_listed() -> None:
     optimizer = ClippedOptimizer(torch.optim.AdamW([parameter()]), 1.0)
     optimizer.step()
     found = chain_to(calls_of_c("adam_step"), optimizer.step)
-    expected = LISTED["ClippedOptimizer.step on the CPU"]
-    assert found == [call for call in expected if call[0].startswith("fastclip/")]
-    assert len(expected) - 1 <= 6
+    assert found == python_of("ClippedOptimizer.step on the CPU")
+
+
+# Called for an argument; the methods of a class of `_C` themselves are no event.
+BEFORE_C = ("fastclip/backends/cuda.py", "_arguments_of")
+
+
+@needs_emulation
+def test_cuda_clips_by_the_calls_listed() -> None:
+    with cuda_library.emulated_devices() as devices:
+        one = parameter()
+        devices.place(one.grad, 0)
+        found = chain_to(calls_of(*BEFORE_C), lambda: fastclip.clip_grad_norm_([one], 1.0))
+    assert found[:-1] == python_of("clip_grad_norm_ on CUDA")
+
+
+@needs_emulation
+def test_cuda_steps_by_the_calls_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_library.take_steps_of_the_cpu(monkeypatch)
+    optimizer = ClippedOptimizer(torch.optim.AdamW([parameter()]), 1.0)
+    optimizer.step()
+    found = chain_to(calls_of(*BEFORE_C), optimizer.step)
+    assert found[:-1] == python_of("ClippedOptimizer.step on CUDA")
 
 
 @needs_triton
 @pytest.mark.usefixtures("interpreted")
-def test_triton_clips_by_the_calls_listed() -> None:
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.parametrize("operation", ["clip", "step"])
+def test_triton_follows_the_calls_listed(operation: str) -> None:
     one = parameter()
-
-    def launches(frame: FrameType, event: str, what: Any) -> bool:
-        return (
-            event == "call" and frame.f_code.co_name == "total_norm" and "kernels" in frame.f_code.co_filename
-        )
-
-    with fastclip.use_backend("triton"):
-        found = chain_to(launches, lambda: fastclip.clip_grad_norm_([one], 1.0))
-    *calls, (kernels, _) = LISTED["clip_grad_norm_ by Triton"]
-    assert found == calls
-    assert kernels == "fastclip/kernels/norm.py"
+    optimizer = ClippedOptimizer(torch.optim.AdamW([one]), 1.0)
+    title, call = {
+        "clip": ("clip_grad_norm_ by Triton", lambda: fastclip.clip_grad_norm_([one], 1.0)),
+        "step": ("ClippedOptimizer.step by Triton", optimizer.step),
+    }[operation]
+    call()
+    *calls, (kernels, _) = LISTED[title]
+    assert chain_to(calls_of(*calls[-1]), call) == calls
+    assert kernels.startswith("fastclip/kernels/")

@@ -54,4 +54,23 @@ cudaError_t with_argument(const Table& table, Run run) {
   return run_with(argument);
 }
 
+// A kernel over a span table, compiled for both sizes of the table's argument.
+template <class... Arguments>
+struct TableKernel {
+  void (*of_small)(TableArgument<kSmallTable>, Arguments...);
+  void (*of_large)(TableArgument<kLargeTable>, Arguments...);
+};
+
+template <class... Arguments>
+cudaError_t launch(const TableKernel<Arguments...>& kernel, const Table& table, Grid grid,
+                   const std::common_type_t<Arguments>&... arguments) {
+  return with_argument(table, [&](const auto& argument) {
+    if constexpr (std::decay_t<decltype(argument)>::kCapacity == kSmallTable) {
+      return launch(kernel.of_small, grid, kThreads, argument, arguments...);
+    } else {
+      return launch(kernel.of_large, grid, kThreads, argument, arguments...);
+    }
+  });
+}
+
 }  // namespace fastclip::cuda

@@ -66,36 +66,32 @@ Grid writing_grid(const Table& table, Grid grid) {
   return {table.overlapping ? 1 : grid.num_blocks, grid.stream};
 }
 
-int total_norm_call(const FastclipCudaCall& call, double norm_type, const NormOutput& output, bool apply) {
-  Measure measure;
-  if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
-  return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    const cudaError_t error = total_norm(*prepared.table, grid, measure, norm_type,
-                                         partials_in(call.workspace), prepared.ticket, output);
-    // An infinite max_norm is how trainers ask for the norm alone.
-    const bool measures_only = output.max_norm == INFINITY && output.max_norm_on_device == nullptr;
-    if (error != cudaSuccess || !apply || measures_only) return error;
-    return scale(*prepared.table, writing_grid(*prepared.table, grid),
-                 {output.coefficient, Coefficient::Source::kOne});
-  });
+// `coefficient` may be NULL.
+NormOutput norm_output(void* values, int dtype, double* coefficient = nullptr, double max_norm = INFINITY,
+                       const double* max_norm_on_device = nullptr) {
+  return {values, dtype == FASTCLIP_CUDA_FLOAT64, coefficient, max_norm, max_norm_on_device};
 }
 
-int scale_call(const FastclipCudaCall& call, const Coefficient& coefficient) {
-  return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    return scale(*prepared.table, writing_grid(*prepared.table, grid), coefficient);
-  });
+// An infinite max_norm is how trainers ask for the norm alone.
+bool measures_only(double max_norm, const double* max_norm_on_device) {
+  return max_norm == INFINITY && max_norm_on_device == nullptr;
 }
 
-int span_norms_call(const FastclipCudaCall& call, Measure measure, double p, const NormOutput& output) {
+int measure_spans(const FastclipCudaCall& call, Measure measure, double p, const NormOutput& output) {
   if (call.num_spans == 0) return FASTCLIP_CUDA_OK;
   return run_call(call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    return span_norms(*prepared.table, grid, measure, p, partials_in(call.workspace), output);
+    const AccumulateArguments arguments{p, partials_in(call.workspace), nullptr, output};
+    const cudaError_t error = launch(accumulate_kernel(measure), *prepared.table, grid, arguments);
+    if (error != cudaSuccess) return error;
+    const Grid warp_per_span{(prepared.table->num_spans() + kWarps - 1) / kWarps, grid.stream};
+    return launch(reduce_spans_kernel(measure), *prepared.table, warp_per_span, arguments, grid.num_blocks);
   });
 }
 
-template <class Rule>
-int step_call(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets, const Rule* rules,
-              int64_t num_rules, const FastclipCudaStepOptions& options) {
+// Measures, unless the coefficients are given, then calls run(prepared, memory, grid) to settle and update.
+template <class Run>
+int run_step(const FastclipCudaCall& call, const FastclipCudaStepTarget* targets,
+             const FastclipCudaStepOptions& options, Run run) {
   if (call.num_spans == 0) return FASTCLIP_CUDA_OK;
   Measure measure;
   if (!to_measure(options.norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
@@ -103,13 +99,14 @@ int step_call(const FastclipCudaCall& call, const FastclipCudaStepTarget* target
     double* const norm = static_cast<double*>(call.workspace);
     if (options.given_coefs == nullptr) {
       const cudaError_t error =
-          total_norm(*prepared.table, grid, measure, options.norm_type, partials_in(call.workspace),
-                     prepared.ticket, {norm, true, nullptr, INFINITY, nullptr});
+          launch(accumulate_kernel(measure), *prepared.table, grid,
+                 AccumulateArguments{options.norm_type, partials_in(call.workspace), prepared.ticket,
+                                     norm_output(norm, FASTCLIP_CUDA_FLOAT64)});
       if (error != cudaSuccess) return error;
     }
     void* const scratch = static_cast<char*>(call.workspace) + step_scratch_offset(grid.num_blocks);
     const Grid update{std::min(grid.num_blocks, prepared.max_update_blocks), grid.stream};
-    return step(*prepared.table, *prepared.targets, rules, num_rules, options, {norm, scratch}, update);
+    return run(prepared, StepMemory{norm, scratch}, update);
   });
 }
 
@@ -160,58 +157,89 @@ int fastclip_cuda_step_workspace_bytes(int device, int64_t num_spans, int64_t* n
 int fastclip_cuda_total_norm(const FastclipCudaCall* call, double norm_type, double max_norm,
                              const double* max_norm_on_device, int norm_dtype, void* total_norm,
                              double* coefficient) {
-  const bool is_float64 = norm_dtype == FASTCLIP_CUDA_FLOAT64;
-  return total_norm_call(*call, norm_type,
-                         {total_norm, is_float64, coefficient, max_norm, max_norm_on_device}, false);
+  Measure measure;
+  if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
+  return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
+    const NormOutput output = norm_output(total_norm, norm_dtype, coefficient, max_norm, max_norm_on_device);
+    return launch(accumulate_kernel(measure), *prepared.table, grid,
+                  AccumulateArguments{norm_type, partials_in(call->workspace), prepared.ticket, output});
+  });
 }
 
 int fastclip_cuda_clip_grad_norm(const FastclipCudaCall* call, double norm_type, double max_norm,
                                  const double* max_norm_on_device, int norm_dtype, void* total_norm) {
-  const bool is_float64 = norm_dtype == FASTCLIP_CUDA_FLOAT64;
-  double* const coefficient = coefficient_in(call->workspace);
-  return total_norm_call(*call, norm_type,
-                         {total_norm, is_float64, coefficient, max_norm, max_norm_on_device}, true);
+  Measure measure;
+  if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
+  return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
+    double* const coefficient = coefficient_in(call->workspace);
+    const NormOutput output = norm_output(total_norm, norm_dtype, coefficient, max_norm, max_norm_on_device);
+    const cudaError_t error =
+        launch(accumulate_kernel(measure), *prepared.table, grid,
+               AccumulateArguments{norm_type, partials_in(call->workspace), prepared.ticket, output});
+    if (error != cudaSuccess || measures_only(max_norm, max_norm_on_device)) return error;
+    return launch(scale_kernel(), *prepared.table, writing_grid(*prepared.table, grid),
+                  Coefficient{coefficient, Coefficient::Source::kOne});
+  });
 }
 
 int fastclip_cuda_scale(const FastclipCudaCall* call, const double* coefficients, int per_span) {
   const auto source = per_span != 0 ? Coefficient::Source::kPerSpan : Coefficient::Source::kOne;
-  return scale_call(*call, {coefficients, source});
+  return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
+    return launch(scale_kernel(), *prepared.table, writing_grid(*prepared.table, grid),
+                  Coefficient{coefficients, source});
+  });
 }
 
 int fastclip_cuda_clip_grads_with_norm(const FastclipCudaCall* call, double max_norm,
                                        const double* max_norm_on_device, int norm_dtype,
                                        const void* total_norm) {
-  if (max_norm == INFINITY && max_norm_on_device == nullptr) return FASTCLIP_CUDA_OK;
+  if (measures_only(max_norm, max_norm_on_device)) return FASTCLIP_CUDA_OK;
   const auto source = norm_dtype == FASTCLIP_CUDA_FLOAT64 ? Coefficient::Source::kFloat64Norm
                                                           : Coefficient::Source::kFloat32Norm;
-  return scale_call(*call, {total_norm, source, max_norm, max_norm_on_device});
+  return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
+    return launch(scale_kernel(), *prepared.table, writing_grid(*prepared.table, grid),
+                  Coefficient{total_norm, source, max_norm, max_norm_on_device});
+  });
 }
 
 int fastclip_cuda_norms(const FastclipCudaCall* call, double norm_type, int norm_dtype, void* norms) {
   Measure measure;
   if (!to_measure(norm_type, &measure)) return FASTCLIP_CUDA_BAD_NORM_TYPE;
-  return span_norms_call(*call, measure, norm_type,
-                         {norms, norm_dtype == FASTCLIP_CUDA_FLOAT64, nullptr, INFINITY, nullptr});
+  return measure_spans(*call, measure, norm_type, norm_output(norms, norm_dtype));
 }
 
 int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts) {
-  return span_norms_call(*call, Measure::kNonfinite, 0, {counts, false, nullptr, INFINITY, nullptr});
+  return measure_spans(*call, Measure::kNonfinite, 0, norm_output(counts, FASTCLIP_CUDA_FLOAT32));
 }
 
 int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit) {
   return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    return clamp(*prepared.table, writing_grid(*prepared.table, grid), limit);
+    return launch(clamp_kernel(), *prepared.table, writing_grid(*prepared.table, grid), limit);
   });
 }
 
 int fastclip_cuda_adam_step(const FastclipCudaCall* call, const FastclipCudaStepTarget* targets,
                             const FastclipCudaAdamRule* rules, int64_t num_rules,
                             const FastclipCudaStepOptions* options) {
-  return step_call(*call, targets, rules, num_rules, *options);
+  return run_step(*call, targets, *options,
+                  [&](const Context::Prepared& prepared, const StepMemory& memory, Grid grid) -> int {
+                    UpdateArguments<FastclipCudaAdamRule> update;
+                    const cudaError_t error =
+                        settle(*prepared.targets, rules, num_rules, *options, memory, grid.stream, &update);
+                    if (error != cudaSuccess) return error;
+                    return launch(update_kernel<FastclipCudaAdamRule>(), *prepared.table, grid, update);
+                  });
 }
 
 int fastclip_cuda_sgd_step(const FastclipCudaCall* call, const FastclipCudaStepTarget* targets,
                            const FastclipCudaSgdRule* rules, int64_t num_rules,
                            const FastclipCudaStepOptions* options) {
-  return step_call(*call, targets, rules, num_rules, *options);
+  return run_step(*call, targets, *options,
+                  [&](const Context::Prepared& prepared, const StepMemory& memory, Grid grid) -> int {
+                    UpdateArguments<FastclipCudaSgdRule> update;
+                    const cudaError_t error =
+                        settle(*prepared.targets, rules, num_rules, *options, memory, grid.stream, &update);
+                    if (error != cudaSuccess) return error;
+                    return launch(update_kernel<FastclipCudaSgdRule>(), *prepared.table, grid, update);
+                  });
 }

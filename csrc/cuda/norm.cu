@@ -5,13 +5,6 @@
 namespace fastclip::cuda {
 namespace {
 
-struct AccumulateArguments {
-  double p;
-  void* partials;
-  unsigned* ticket;  // NULL: leave one accumulator per block and span in `partials`
-  NormOutput output;
-};
-
 template <class Accumulator>
 __device__ Accumulator shuffle_down(const Accumulator& accumulator, int delta) {
   constexpr int kWords = sizeof(Accumulator) / sizeof(unsigned long long);
@@ -197,51 +190,43 @@ __global__ void __launch_bounds__(kThreads)
   if (lane == 0) write(accumulator, arguments.p, arguments.output, span);
 }
 
-// Calls run(Accumulator) with the accumulator of a measure.
-template <class Run>
-cudaError_t with_accumulator(Measure measure, Run run) {
+// Returns Kernels<Accumulator>::value for the accumulator of a measure.
+template <template <class> class Kernels>
+auto of_measure(Measure measure) {
   switch (measure) {
     case Measure::kOne:
-      return run(SumMagnitudes{});
+      return Kernels<SumMagnitudes>::value;
     case Measure::kTwo:
-      return run(SumSquares{});
+      return Kernels<SumSquares>::value;
     case Measure::kInf:
-      return run(MaxMagnitude{});
+      return Kernels<MaxMagnitude>::value;
     case Measure::kAny:
-      return run(SumPowers{});
-    case Measure::kNonfinite:
-      return run(NonfiniteCounts{});
+      return Kernels<SumPowers>::value;
+    default:
+      return Kernels<NonfiniteCounts>::value;
   }
-  return cudaErrorInvalidValue;
 }
+
+template <class Accumulator>
+struct Accumulate {
+  static constexpr TableKernel<AccumulateArguments> value{accumulate<Accumulator, kSmallTable>,
+                                                          accumulate<Accumulator, kLargeTable>};
+};
+
+template <class Accumulator>
+struct ReduceSpans {
+  static constexpr TableKernel<AccumulateArguments, uint32_t> value{reduce_spans<Accumulator, kSmallTable>,
+                                                                    reduce_spans<Accumulator, kLargeTable>};
+};
 
 }  // namespace
 
-cudaError_t total_norm(const Table& table, Grid grid, Measure measure, double p, void* partials,
-                       unsigned* ticket, const NormOutput& output) {
-  return with_accumulator(measure, [&](auto zero) {
-    return with_argument(table, [&](const auto& argument) {
-      constexpr int kEntries = std::decay_t<decltype(argument)>::kCapacity;
-      return launch(accumulate<decltype(zero), kEntries>, grid, kThreads, argument,
-                    AccumulateArguments{p, partials, ticket, output});
-    });
-  });
+TableKernel<AccumulateArguments> accumulate_kernel(Measure measure) {
+  return of_measure<Accumulate>(measure);
 }
 
-cudaError_t span_norms(const Table& table, Grid grid, Measure measure, double p, void* partials,
-                       const NormOutput& output) {
-  return with_accumulator(measure, [&](auto zero) {
-    return with_argument(table, [&](const auto& argument) {
-      constexpr int kEntries = std::decay_t<decltype(argument)>::kCapacity;
-      const AccumulateArguments arguments{p, partials, nullptr, output};
-      const cudaError_t error =
-          launch(accumulate<decltype(zero), kEntries>, grid, kThreads, argument, arguments);
-      if (error != cudaSuccess) return error;
-      const Grid warp_per_span{(table.num_spans() + kWarps - 1) / kWarps, grid.stream};
-      return launch(reduce_spans<decltype(zero), kEntries>, warp_per_span, kThreads, argument, arguments,
-                    grid.num_blocks);
-    });
-  });
+TableKernel<AccumulateArguments, uint32_t> reduce_spans_kernel(Measure measure) {
+  return of_measure<ReduceSpans>(measure);
 }
 
 cudaError_t probe_kernels() {

@@ -11,7 +11,7 @@ enum class Measure { kOne, kTwo, kInf, kAny, kNonfinite };
 constexpr int64_t kPartialBytes = 24;
 
 // Where results go. `values` is one norm or one per span, in float32 or float64; for kNonfinite, pairs of
-// int64. `coefficient` is written by total_norm only.
+// int64. `coefficient`, of one norm of all, may be NULL.
 struct NormOutput {
   void* values;
   bool is_float64;
@@ -20,14 +20,18 @@ struct NormOutput {
   const double* max_norm_on_device;  // in the place of `max_norm`, or NULL
 };
 
-// `partials` holds grid.num_blocks accumulators; *ticket is 0 and is 0 again afterwards. At most one call at
-// a time may use them, as in one stream.
-cudaError_t total_norm(const Table& table, Grid grid, Measure measure, double p, void* partials,
-                       unsigned* ticket, const NormOutput& output);
+// At most one call at a time may use partials and ticket, as in one stream.
+struct AccumulateArguments {
+  double p;
+  void* partials;    // an accumulator per block; without a ticket, per block and span
+  unsigned* ticket;  // 0, and 0 again afterwards. NULL: leave the accumulators for reduce_spans
+  NormOutput output;
+};
 
-// `partials` holds grid.num_blocks + table.num_spans() accumulators.
-cudaError_t span_norms(const Table& table, Grid grid, Measure measure, double p, void* partials,
-                       const NormOutput& output);
+TableKernel<AccumulateArguments> accumulate_kernel(Measure measure);
+
+// Takes the number of blocks that accumulate had, and a warp of its own for each span.
+TableKernel<AccumulateArguments, uint32_t> reduce_spans_kernel(Measure measure);
 
 // Whether the current device can run the kernels that were compiled.
 cudaError_t probe_kernels();

@@ -129,17 +129,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 }  // namespace
 
-cudaError_t scale(const Table& table, Grid grid, const Coefficient& coefficient) {
-  return with_argument(table, [&](const auto& argument) {
-    return launch(scale_spans<std::decay_t<decltype(argument)>::kCapacity>, grid, kThreads, argument,
-                  coefficient);
-  });
-}
+TableKernel<Coefficient> scale_kernel() { return {scale_spans<kSmallTable>, scale_spans<kLargeTable>}; }
 
-cudaError_t clamp(const Table& table, Grid grid, double limit) {
-  return with_argument(table, [&](const auto& argument) {
-    return launch(clamp_spans<std::decay_t<decltype(argument)>::kCapacity>, grid, kThreads, argument, limit);
-  });
-}
+TableKernel<double> clamp_kernel() { return {clamp_spans<kSmallTable>, clamp_spans<kLargeTable>}; }
 
 }  // namespace fastclip::cuda

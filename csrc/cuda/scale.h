@@ -16,9 +16,9 @@ struct Coefficient {
   const double* max_norm_on_device = nullptr;  // in the place of `max_norm`, or NULL
 };
 
-cudaError_t scale(const Table& table, Grid grid, const Coefficient& coefficient);
+TableKernel<Coefficient> scale_kernel();
 
-// Clamps to [-limit, limit].
-cudaError_t clamp(const Table& table, Grid grid, double limit);
+// Takes the limit: clamps to [-limit, limit].
+TableKernel<double> clamp_kernel();
 
 }  // namespace fastclip::cuda

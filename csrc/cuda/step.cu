@@ -3,12 +3,13 @@
 #include "update.cuh"
 
 namespace fastclip::cuda {
-namespace {
 
 // What settle_step leaves for update_spans: first this, then one SpanStep per span.
 struct alignas(16) StepHeader {
   bool skipped;
 };
+
+namespace {
 
 template <class Rule>
 struct Step;
@@ -51,12 +52,16 @@ struct Step<FastclipCudaSgdRule> {
   }
 };
 
+}  // namespace
+
 template <class Rule>
 struct SpanStep {
   typename Step<Rule>::Coefficients coefficients;
   double grad_factor;
   bool maximize;
 };
+
+namespace {
 
 // Rules [first_rule, first_rule + kRules) and the spans that refer to them.
 template <class Rule, int kRules>
@@ -74,15 +79,6 @@ struct SettleArguments {
   StepHeader* header;
   SpanStep<Rule>* steps;
   FastclipCudaStepOptions options;
-};
-
-template <class Rule>
-struct UpdateArguments {
-  const FastclipCudaStepTarget* targets;
-  const StepHeader* header;
-  const SpanStep<Rule>* steps;
-  double max_value;
-  bool write_grads;
 };
 
 __device__ double load(const void* value, uint8_t dtype) {
@@ -220,9 +216,10 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocksPerMultiprocessor)
   });
 }
 
+// Of kRules rules at most.
 template <class Rule, int kRules>
-cudaError_t settle(const Rule* rules, int64_t num_rules, uint32_t first_rule, uint32_t first_span,
-                   uint32_t end_span, const SettleArguments<Rule>& arguments, cudaStream_t stream) {
+cudaError_t settle_share(const Rule* rules, int64_t num_rules, uint32_t first_rule, uint32_t first_span,
+                         uint32_t end_span, const SettleArguments<Rule>& arguments, cudaStream_t stream) {
   RuleArgument<Rule, kRules> share;
   share.first_rule = first_rule;
   share.first_span = first_span;
@@ -231,27 +228,6 @@ cudaError_t settle(const Rule* rules, int64_t num_rules, uint32_t first_rule, ui
   const uint32_t num_threads = std::max(end_span - first_span, 1u);
   const Grid grid{(num_threads + kThreads - 1) / kThreads, stream};
   return launch(settle_step<Rule, kRules>, grid, kThreads, share, arguments);
-}
-
-// As many launches as the rules need.
-template <class Rule>
-cudaError_t settle_all(const TargetTable& targets, const Rule* rules, int64_t num_rules,
-                       const SettleArguments<Rule>& arguments, cudaStream_t stream) {
-  constexpr int kFewRules = 32;  // fit the 4 KiB of arguments that every launch has
-  uint32_t first_span = 0;
-  for (int64_t first = 0; first < num_rules; first += kMaxRules) {
-    const int64_t count = std::min(num_rules - first, kMaxRules);
-    const auto of_later_rules = std::partition_point(
-        targets.entries.begin() + first_span, targets.entries.end(),
-        [=](const FastclipCudaStepTarget& target) { return target.rule < first + count; });
-    const auto end_span = static_cast<uint32_t>(of_later_rules - targets.entries.begin());
-    const auto run = num_rules <= kFewRules ? settle<Rule, kFewRules> : settle<Rule, kMaxRules>;
-    const cudaError_t error =
-        run(rules + first, count, static_cast<uint32_t>(first), first_span, end_span, arguments, stream);
-    if (error != cudaSuccess) return error;
-    first_span = end_span;
-  }
-  return cudaSuccess;
 }
 
 }  // namespace
@@ -263,23 +239,41 @@ int64_t step_scratch_bytes(int64_t num_spans) {
 }
 
 template <class Rule>
-cudaError_t step(const Table& table, const TargetTable& targets, const Rule* rules, int64_t num_rules,
-                 const FastclipCudaStepOptions& options, const StepMemory& memory, Grid grid) {
+cudaError_t settle(const TargetTable& targets, const Rule* rules, int64_t num_rules,
+                   const FastclipCudaStepOptions& options, const StepMemory& memory, cudaStream_t stream,
+                   UpdateArguments<Rule>* update) {
+  constexpr int kFewRules = 32;  // fit the 4 KiB of arguments that every launch has
   auto* const header = static_cast<StepHeader*>(memory.scratch);
   auto* const steps = reinterpret_cast<SpanStep<Rule>*>(header + 1);
   const SettleArguments<Rule> arguments{memory.scaled_norm, targets.on_device, header, steps, options};
-  const cudaError_t error = settle_all(targets, rules, num_rules, arguments, grid.stream);
-  if (error != cudaSuccess) return error;
-  return with_argument(table, [&](const auto& argument) {
-    return launch(
-        update_spans<Rule, std::decay_t<decltype(argument)>::kCapacity>, grid, kThreads, argument,
-        UpdateArguments<Rule>{targets.on_device, header, steps, options.max_value, options.write_grads != 0});
-  });
+  *update = {targets.on_device, header, steps, options.max_value, options.write_grads != 0};
+  uint32_t first_span = 0;
+  for (int64_t first = 0; first < num_rules; first += kMaxRules) {
+    const int64_t count = std::min(num_rules - first, kMaxRules);
+    const auto of_later_rules = std::partition_point(
+        targets.entries.begin() + first_span, targets.entries.end(),
+        [=](const FastclipCudaStepTarget& target) { return target.rule < first + count; });
+    const auto end_span = static_cast<uint32_t>(of_later_rules - targets.entries.begin());
+    const auto run = num_rules <= kFewRules ? settle_share<Rule, kFewRules> : settle_share<Rule, kMaxRules>;
+    const cudaError_t error =
+        run(rules + first, count, static_cast<uint32_t>(first), first_span, end_span, arguments, stream);
+    if (error != cudaSuccess) return error;
+    first_span = end_span;
+  }
+  return cudaSuccess;
 }
 
-template cudaError_t step(const Table&, const TargetTable&, const FastclipCudaAdamRule*, int64_t,
-                          const FastclipCudaStepOptions&, const StepMemory&, Grid);
-template cudaError_t step(const Table&, const TargetTable&, const FastclipCudaSgdRule*, int64_t,
-                          const FastclipCudaStepOptions&, const StepMemory&, Grid);
+template <class Rule>
+TableKernel<UpdateArguments<Rule>> update_kernel() {
+  return {update_spans<Rule, kSmallTable>, update_spans<Rule, kLargeTable>};
+}
+
+#define FASTCLIP_INSTANTIATE(Rule)                                                                      \
+  template cudaError_t settle(const TargetTable&, const Rule*, int64_t, const FastclipCudaStepOptions&, \
+                              const StepMemory&, cudaStream_t, UpdateArguments<Rule>*);                 \
+  template TableKernel<UpdateArguments<Rule>> update_kernel<Rule>();
+FASTCLIP_INSTANTIATE(FastclipCudaAdamRule)
+FASTCLIP_INSTANTIATE(FastclipCudaSgdRule)
+#undef FASTCLIP_INSTANTIATE
 
 }  // namespace fastclip::cuda

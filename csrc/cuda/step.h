@@ -17,10 +17,27 @@ struct StepMemory {
 
 int64_t step_scratch_bytes(int64_t num_spans);
 
-// Rule is FastclipCudaAdamRule or FastclipCudaSgdRule. Two launches, of which the second is `grid`; one more
-// for every kMaxRules rules.
+struct StepHeader;
 template <class Rule>
-cudaError_t step(const Table& table, const TargetTable& targets, const Rule* rules, int64_t num_rules,
-                 const FastclipCudaStepOptions& options, const StepMemory& memory, Grid grid);
+struct SpanStep;
+
+// Rule is FastclipCudaAdamRule or FastclipCudaSgdRule, here and below.
+template <class Rule>
+struct UpdateArguments {
+  const FastclipCudaStepTarget* targets;
+  const StepHeader* header;
+  const SpanStep<Rule>* steps;
+  double max_value;
+  bool write_grads;
+};
+
+// Launches settle_step, once for every kMaxRules rules, and says what update_spans is to be given then.
+template <class Rule>
+cudaError_t settle(const TargetTable& targets, const Rule* rules, int64_t num_rules,
+                   const FastclipCudaStepOptions& options, const StepMemory& memory, cudaStream_t stream,
+                   UpdateArguments<Rule>* update);
+
+template <class Rule>
+TableKernel<UpdateArguments<Rule>> update_kernel();
 
 }  // namespace fastclip::cuda

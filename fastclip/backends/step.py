@@ -31,8 +31,7 @@ class Given(NamedTuple):
         return Given(self.coefs.to(device, torch.float64), *rest)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A step of torch.optim.Adam, AdamW or SGD, and how it clips.
 
     Attributes:

@@ -7,8 +7,6 @@ other operation; what they have to know of it is a `request`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -58,7 +56,7 @@ def step(
         answer = backends.run_foreach(None, Backend.clip_and_step, asked)
         if isinstance(answer, Unready):
             made = make_ready(optimizer, answer)
-            answer = backends.run_foreach(None, Backend.clip_and_step, replace(asked, fresh=set(made)))
+            answer = backends.run_foreach(None, Backend.clip_and_step, asked._replace(fresh=set(made)))
     finally:
         if isinstance(answer, Declined | Unready):
             discard_state(optimizer, made)
