@@ -106,10 +106,10 @@ def test_a_device_learns_the_same_in_one_launch(
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
 def test_a_history_grows_over_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastclip.kernels import threshold_launch
+    from fastclip.kernels import thresholds
 
     monkeypatch.setattr(percentile, "_FIRST_CAPACITY", 4)
-    monkeypatch.setattr(threshold_launch, "HISTORY_PER_PROGRAM", 8)
+    monkeypatch.setattr(thresholds, "HISTORY_PER_PROGRAM", 8)
     launches = noted_launches(monkeypatch)
     strategy, formula = strategies.Percentile(60), oracle.percentile(60, None)
     sequence = norms(40)

@@ -27,7 +27,7 @@ READERS = ("total_norm_two", "total_norm_one", "total_norm_inf", "scale", "clamp
 """One of each body that reads gradients; chunk_norms_* reads as total_norm_* does, p = any is arithmetic."""
 
 PER_THREAD = 4
-"""Vectors of a tile that each thread has in flight; see launch.py."""
+"""Vectors of a tile that each thread has in flight; see blocks.py."""
 
 
 @pytest.fixture(scope="session")

@@ -24,22 +24,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from fastclip.kernels import clamp, launch, nonfinite, norm, scale, step_launch, threshold_launch, thresholds
+from fastclip.kernels import blocks, clamp, coefficients, nonfinite, norm, scale, step, thresholds
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
 
-CUDA = torch.device("cuda")
-
 
 class Variant(NamedTuple):
-    """A kernel as launch.py launches it."""
+    """A kernel as its file launches it."""
 
     name: str
     kernel: Any
     signature: dict[str, str]
     constants: dict[str, int | None]
-    layout: launch.Blocks
+    layout: blocks.Blocks
 
 
 def variants() -> list[Variant]:
@@ -51,26 +49,26 @@ def variants() -> list[Variant]:
         ("clamp", clamp.clamp_kernel, {"lo": "fp64", "hi": "fp64"}, {}),
         ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}, {}),
     ):
-        layout = launch.blocks(name.removesuffix("_each"), CUDA)
+        layout = blocks.ELEMENTWISE
         constants = {**constants, "ROWS": layout.rows}
         found.append(Variant(name, kernel, {**CHUNKS, **arguments}, constants, layout))
     for returned, on_device in (("fp32", "constexpr"), ("fp64", "*fp64")):
         signature = {"norm": f"*{returned}", "coefficient_out": "*fp64", "max_norm": "fp64"}
         signature["max_norm_on_device"] = on_device
         constants = absent(signature)
-        layout = launch.OF_LIST
+        layout = norm.OF_LIST
         found.append(
             Variant(f"coefficient_{returned}", norm.coefficient_kernel, signature, constants, layout)
         )
     for name, norm_type in NORM_TYPES.items():
-        kind = launch.kind_of(norm_type)
-        layout = launch.blocks("total_norm", CUDA, kind)
+        kind = norm.kind_of(norm_type)
+        layout = norm.blocks_of(kind)
         signature = {
             **CHUNKS,
             **{"ticket": "*i64", "partials": "*fp64", "norm_out": "*fp32", "coefficient_out": "*fp64"},
             **{"p": "fp64", "max_norm": "fp64", "max_norm_on_device": "constexpr", "keep_nonfinite": "i32"},
         }
-        constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": launch.PARTIALS_OF_LIST}
+        constants = {"KIND": kind, "ROWS": layout.rows, "PARTIALS": norm.PARTIALS_OF_LIST}
         # What a threshold on the device adds, behind the norm, does not depend on the kind.
         on_device = {"_on_device": "*fp64"} if name == "two" else {}
         for suffix, threshold in {"": "constexpr", **on_device}.items():
@@ -78,14 +76,14 @@ def variants() -> list[Variant]:
             variant = f"total_norm_{name}{suffix}"
             found.append(Variant(variant, norm.total_norm_kernel, own, {**constants, **absent(own)}, layout))
 
-        layout = launch.blocks("chunk_norms", CUDA, kind)
+        layout = norm.blocks_of(kind)
         signature = {**CHUNKS, "partials": "*fp64", "p": "fp64"}
         constants = {"KIND": kind, "ROWS": layout.rows}
         found.append(Variant(f"chunk_norms_{name}", norm.chunk_norms_kernel, signature, constants, layout))
 
         signature = {"partials": "*fp64", "first_chunks": "*i64", "norms_out": "*fp32", "p": "fp64"}
-        constants = {"KIND": kind, "PARTIALS": launch.PARTIALS_OF_TENSOR}
-        layout = launch.OF_TENSOR
+        constants = {"KIND": kind, "PARTIALS": norm.PARTIALS_OF_TENSOR}
+        layout = norm.OF_TENSOR
         found.append(Variant(f"tensor_norms_{name}", norm.tensor_norms_kernel, signature, constants, layout))
     return [*found, *step_variants(), *threshold_variants()]
 
@@ -98,7 +96,7 @@ def absent(signature: dict[str, str]) -> dict[str, int | None]:
 def step_variants() -> Iterator[Variant]:
     """The kernels of an optimizer's step, beside the norm, with what is optional and without it."""
     counts_on = {"counts": "*fp64", "targets": "*i64", "num_tensors": "i32", "rules": "*fp64"}
-    for kind, (decide, update) in step_launch.KERNELS.items():
+    for kind, (decide, update, layout) in step.KERNELS.items():
         for name, amp, returned, limit, given in (
             ("plain", "constexpr", "fp32", "constexpr", "constexpr"),
             ("scaled", "*fp32", "fp64", "*fp64", "constexpr"),
@@ -111,10 +109,9 @@ def step_variants() -> Iterator[Variant]:
                 **{"norm_out": f"*{returned}", "coefficient_out": f"*{returned}", "skipped_out": "*u8"},
                 **{**counts_on, "coefficients": "*fp64"},
             }
-            constants = {"TENSORS": step_launch.TENSORS_PER_PROGRAM, "PER_TENSOR": name == "given"}
+            constants = {"TENSORS": coefficients.TENSORS_PER_PROGRAM, "PER_TENSOR": name == "given"}
             constants |= absent(signature)
-            yield Variant(f"{kind}_decide_{name}", decide, signature, constants, step_launch.OF_TENSORS)
-        layout = launch.blocks(kind, CUDA)
+            yield Variant(f"{kind}_decide_{name}", decide, signature, constants, coefficients.OF_TENSORS)
         signature = {
             **CHUNKS,
             "targets": "*i64",
@@ -129,8 +126,8 @@ def step_variants() -> Iterator[Variant]:
 
 def threshold_variants() -> Iterator[Variant]:
     """The kernels by which strategies learn: the one that sorts twice with the largest window."""
-    layout = threshold_launch.OF_STATE
-    block = {"BLOCK": threshold_launch.LARGEST_WINDOW}
+    layout = thresholds.OF_STATE
+    block = {"BLOCK": thresholds.LARGEST_WINDOW}
     norms = {"norm": "*fp32", "skipped": "*u8"}
     window = {**norms, "window": "*fp64", "threshold": "*fp64", "length": "i32", "warmup": "i32"}
     signature = {**window, "k": "fp64", "factor": "fp64"}
@@ -140,7 +137,7 @@ def threshold_variants() -> Iterator[Variant]:
     yield Variant("percentile", thresholds.percentile_kernel, signature, block, layout)
     history = {**norms, **dict.fromkeys(("history", "longer", "size", "threshold"), "*fp64")}
     signature = {**history, "length": "i32", "warmup": "i32", "share": "fp64"}
-    block = {"BLOCK": threshold_launch.HISTORY_PER_PROGRAM}
+    block = {"BLOCK": thresholds.HISTORY_PER_PROGRAM}
     yield Variant("percentile_of_all", thresholds.percentile_of_all_kernel, signature, block, layout)
     # All three read the norm by one function, so the one that is compiled soonest shows its other form.
     for returned, skipped in (("fp32", "*u8"), ("fp64", "constexpr")):
@@ -158,7 +155,7 @@ def threshold_variants() -> Iterator[Variant]:
     vectors = ("norms", "total_norm", "average", "seen", "coefficients", "limits")
     signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32", "ratio": "fp64", "decay": "fp64"}
     signature |= {"warmup": "i32", "warmup_max_norm": "fp64"}
-    block = {"BLOCK": threshold_launch.NORMS_PER_PROGRAM}
+    block = {"BLOCK": thresholds.NORMS_PER_PROGRAM}
     yield Variant("ema", thresholds.ema_kernel, signature, block, layout)
     vectors = ("norms", "total_norm", "mean", "square", "seen", "coefficients")
     signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32"}

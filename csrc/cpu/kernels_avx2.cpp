@@ -55,13 +55,6 @@ inline void scale_float16(Float16* x, float factor) {
   _mm_storeu_si128(at, _mm256_cvtps_ph(scaled, _MM_FROUND_TO_NEAREST_INT));
 }
 
-#include "clamp.inl.h"
-#include "nonfinite.inl.h"
-#include "power.inl.h"
-// After power.inl.h, which it uses.
-#include "norm.inl.h"
-#include "scale.inl.h"
-#include "step.inl.h"
 #include "table.inl.h"
 
 }  // namespace

@@ -50,13 +50,6 @@ inline void load_floats(const Float16* x, FloatVec (&block)[8]) {
 constexpr int kFloat16Vector = 1;
 inline void scale_float16(Float16* x, float factor) { *x = narrow<Float16>(widen(*x) * factor); }
 
-#include "clamp.inl.h"
-#include "nonfinite.inl.h"
-#include "power.inl.h"
-// After power.inl.h, which it uses.
-#include "norm.inl.h"
-#include "scale.inl.h"
-#include "step.inl.h"
 #include "table.inl.h"
 
 }  // namespace

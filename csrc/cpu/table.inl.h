@@ -1,4 +1,13 @@
-// The kernel table of the including kernels_*.cpp, in the order of DType and NormKind.
+// The kernels, compiled for the including kernels_*.cpp, and the table of them, in the order of DType and
+// NormKind.
+
+#include "clamp.inl.h"
+#include "nonfinite.inl.h"
+#include "power.inl.h"
+// Which norm needs.
+#include "norm.inl.h"
+#include "scale.inl.h"
+#include "step.inl.h"
 
 #define FASTCLIP_PER_DTYPE(kernel) {kernel<float>, kernel<double>, kernel<BFloat16>, kernel<Float16>}
 

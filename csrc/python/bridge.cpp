@@ -40,20 +40,9 @@ std::string CudaLibrary::load(const std::string& path) {
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return dlerror();
   CudaLibrary found;
-  const bool complete = find(library, "fastclip_cuda_abi_version", &found.abi_version) &&
-                        find(library, "fastclip_cuda_message", &found.message) &&
-                        find(library, "fastclip_cuda_probe", &found.probe) &&
-                        find(library, "fastclip_cuda_workspace_bytes", &found.workspace_bytes) &&
-                        find(library, "fastclip_cuda_total_norm", &found.total_norm) &&
-                        find(library, "fastclip_cuda_clip_grad_norm", &found.clip_grad_norm) &&
-                        find(library, "fastclip_cuda_scale", &found.scale) &&
-                        find(library, "fastclip_cuda_clip_grads_with_norm", &found.clip_grads_with_norm) &&
-                        find(library, "fastclip_cuda_norms", &found.norms) &&
-                        find(library, "fastclip_cuda_count_nonfinite", &found.count_nonfinite) &&
-                        find(library, "fastclip_cuda_clamp", &found.clamp) &&
-                        find(library, "fastclip_cuda_step_workspace_bytes", &found.step_workspace_bytes) &&
-                        find(library, "fastclip_cuda_adam_step", &found.adam_step) &&
-                        find(library, "fastclip_cuda_sgd_step", &found.sgd_step);
+#define FASTCLIP_FOUND(name) find(library, "fastclip_cuda_" #name, &found.name) &&
+  const bool complete = FASTCLIP_CUDA_FUNCTIONS(FASTCLIP_FOUND) true;
+#undef FASTCLIP_FOUND
   if (!complete) return path + " lacks a function of this version of fastclip";
   if (const int version = found.abi_version(); version != FASTCLIP_CUDA_ABI_VERSION) {
     return path + " has ABI version " + std::to_string(version) + "; expected " +

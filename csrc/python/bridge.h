@@ -9,22 +9,16 @@
 
 namespace fastclip {
 
-// The entry points; each as in cuda/fastclip_cuda.h.
+// The entry points, each as in cuda/fastclip_cuda.h without the fastclip_cuda_ before it.
+#define FASTCLIP_CUDA_FUNCTIONS(X)                                                                        \
+  X(abi_version)                                                                                          \
+  X(message) X(probe) X(workspace_bytes) X(total_norm) X(clip_grad_norm) X(scale) X(clip_grads_with_norm) \
+      X(norms) X(count_nonfinite) X(clamp) X(step_workspace_bytes) X(adam_step) X(sgd_step)
+
 struct CudaLibrary {
-  decltype(&fastclip_cuda_abi_version) abi_version;
-  decltype(&fastclip_cuda_message) message;
-  decltype(&fastclip_cuda_probe) probe;
-  decltype(&fastclip_cuda_workspace_bytes) workspace_bytes;
-  decltype(&fastclip_cuda_total_norm) total_norm;
-  decltype(&fastclip_cuda_clip_grad_norm) clip_grad_norm;
-  decltype(&fastclip_cuda_scale) scale;
-  decltype(&fastclip_cuda_clip_grads_with_norm) clip_grads_with_norm;
-  decltype(&fastclip_cuda_norms) norms;
-  decltype(&fastclip_cuda_count_nonfinite) count_nonfinite;
-  decltype(&fastclip_cuda_clamp) clamp;
-  decltype(&fastclip_cuda_step_workspace_bytes) step_workspace_bytes;
-  decltype(&fastclip_cuda_adam_step) adam_step;
-  decltype(&fastclip_cuda_sgd_step) sgd_step;
+#define FASTCLIP_MEMBER(name) decltype(&fastclip_cuda_##name) name;
+  FASTCLIP_CUDA_FUNCTIONS(FASTCLIP_MEMBER)
+#undef FASTCLIP_MEMBER
 
   // Loads the library at `path`. Returns an empty string, or why it cannot be used.
   static std::string load(const std::string& path);

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -110,7 +111,7 @@ def total_norm(
     if not found:
         return torch.tensor(0.0)
     with current_device(device_of(found)):
-        norm: Tensor = _launch().total_norm(_table(found), norm_type, dtype or _norm_dtype(found))[0]
+        norm: Tensor = _kernels("norm").total_norm(_table(found), norm_type, dtype or _norm_dtype(found))[0]
     return norm
 
 
@@ -128,9 +129,10 @@ def clip_grad_norm_(
             return _OVERLAP
         norm: Tensor
         limit = threshold_on(table.device, max_norm)
-        norm, coefficient = _launch().total_norm(table, norm_type, _norm_dtype(found), limit, keep_nonfinite)
+        dtype = _norm_dtype(found)
+        norm, coefficient = _kernels("norm").total_norm(table, norm_type, dtype, limit, keep_nonfinite)
         if not measures_only(limit):
-            _launch().scale(table, coefficient)
+            _kernels("scale").scale(table, coefficient)
             increment_version(found.tensors)
     return norm
 
@@ -150,7 +152,7 @@ def clip_grads_with_norm_(
     device = device_of(found)
     with current_device(device):
         norm = total_norm.detach().to(device, torch.float64, non_blocking=True)
-        coefficient = _launch().clip_coefficient(norm, threshold_on(device, max_norm))
+        coefficient = _kernels("norm").coefficient_of(norm, threshold_on(device, max_norm))
         return _scale(found, coefficient)
 
 
@@ -181,7 +183,7 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | 
     with current_device(device_of(found)):
         if (table := _table(found)).overlaps:
             return _OVERLAP
-        _launch().clamp(table, -clip_value, clip_value)
+        _kernels("clamp").clamp(table, -clip_value, clip_value)
     increment_version(found.tensors)
     return None
 
@@ -196,7 +198,7 @@ def grad_norms(
     if not found:
         return torch.empty(0)
     with current_device(device_of(found)):
-        norms: Tensor = _launch().tensor_norms(_table(found), norm_type, dtype or _norm_dtype(found))
+        norms: Tensor = _kernels("norm").tensor_norms(_table(found), norm_type, dtype or _norm_dtype(found))
     return norms
 
 
@@ -208,7 +210,7 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     if not found:
         return []
     with current_device(device_of(found)):
-        counts = _launch().count_nonfinite(_table(found)).tolist()
+        counts = _kernels("nonfinite").count_nonfinite(_table(found)).tolist()
     return [(position, nan, inf) for position, (nan, inf) in enumerate(counts) if nan or inf]
 
 
@@ -226,11 +228,11 @@ def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
     device = device_of(found)
     dtype = torch.float64 if found.has_float64 else torch.float32
     with current_device(device):
-        norm, coefficient, skipped = _step_launch().step(
+        norm, coefficient, skipped = _kernels("step").step(
             "sgd" if step.is_sgd else "adam",
             _step_tables.get(found.rows(), device),
             _rules.get(found.rules(), device),
-            _step_launch().Clip(
+            _kernels("step").Clip(
                 threshold_on(device, step.max_norm),
                 step.norm_type,
                 step.skips,
@@ -260,7 +262,7 @@ def reason_not_to_write(grads: list[Tensor]) -> str | None:
 def _scale(found: Any, coefs: Tensor) -> Declined | None:
     if (table := _table(found)).overlaps:
         return _OVERLAP
-    _launch().scale(table, coefs, coefs.numel() > 1)
+    _kernels("scale").scale(table, coefs, coefs.numel() > 1)
     increment_version(found.tensors)
     return None
 
@@ -303,14 +305,6 @@ def current_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 @functools.cache
-def _launch() -> Any:
-    from fastclip.kernels import launch
-
-    return launch
-
-
-@functools.cache
-def _step_launch() -> Any:
-    from fastclip.kernels import step_launch
-
-    return step_launch
+def _kernels(name: str) -> Any:
+    """Return a module of `fastclip.kernels`, whose import imports triton."""
+    return importlib.import_module(f"fastclip.kernels.{name}")

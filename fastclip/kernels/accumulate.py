@@ -22,13 +22,11 @@ import triton
 import triton.language as tl
 
 from fastclip.kernels.tiles import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
     body_tile,
     edge_tile,
     load_chunk,
     magnitude_bits,
+    of_dtype,
     split,
     tile_numel,
     widen,
@@ -73,8 +71,11 @@ def _sum_rows(terms):
 
 
 @triton.jit
-def _sum_terms(address, numel, p, ELEMENT: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr):
+def _sum_terms(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
     """Sum |x| or |x|^2 over a chunk; return also whether that has to be done again with scaled elements."""
+    address, numel, p = args
+    KIND: tl.constexpr = CONSTANTS[0]
+    ROWS: tl.constexpr = CONSTANTS[1]
     body, head, body_numel = split(address, numel, ELEMENT)
     sums = tl.zeros([ROWS], tl.float64)
     # Sums of magnitudes do not underflow: they tell zeros from elements whose powers vanished.
@@ -104,8 +105,10 @@ def _sum_terms(address, numel, p, ELEMENT: tl.constexpr, KIND: tl.constexpr, ROW
 
 
 @triton.jit
-def _max_magnitude(address, numel, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
+def _max_magnitude(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
     """Return max |x| of a chunk as float64, nan if an element is nan."""
+    address, numel = args
+    ROWS: tl.constexpr = CONSTANTS[1]
     body, head, body_numel = split(address, numel, ELEMENT)
     BITS: tl.constexpr = tl.int64 if ELEMENT == tl.float64 else tl.int32
     WIDE: tl.constexpr = tl.float64 if ELEMENT == tl.float64 else tl.float32
@@ -123,17 +126,15 @@ def _max_magnitude(address, numel, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _load_wide(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+    address, offsets, mask = args
+    return tl.load(address.to(tl.pointer_type(ELEMENT)) + offsets, mask, other=0.0).to(tl.float64)
+
+
+@triton.jit
 def _load_float64(address, offsets, mask, dtype):
     """Return elements of any dtype as float64. For paths that are rare or bound by arithmetic."""
-    if dtype == BFLOAT16:
-        x = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask, other=0.0).to(tl.float64)
-    elif dtype == FLOAT32:
-        x = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask, other=0.0).to(tl.float64)
-    elif dtype == FLOAT16:
-        x = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask, other=0.0).to(tl.float64)
-    else:
-        x = tl.load(address.to(tl.pointer_type(tl.float64)) + offsets, mask, other=0.0)
-    return x
+    return of_dtype(dtype, _load_wide, (address, offsets, mask), None)
 
 
 @triton.jit
@@ -173,26 +174,13 @@ def accumulate(chunks, index, p, KIND: tl.constexpr, ROWS: tl.constexpr):
     address, numel, dtype = load_chunk(chunks, index)
     exponent = tl.full([], 0.0, tl.float64)
     if KIND == INF:
-        if dtype == BFLOAT16:
-            total = _max_magnitude(address, numel, tl.bfloat16, ROWS)
-        elif dtype == FLOAT32:
-            total = _max_magnitude(address, numel, tl.float32, ROWS)
-        elif dtype == FLOAT16:
-            total = _max_magnitude(address, numel, tl.float16, ROWS)
-        else:
-            total = _max_magnitude(address, numel, tl.float64, ROWS)
+        total = of_dtype(dtype, _max_magnitude, (address, numel), (KIND, ROWS))
     else:
         if KIND == ANY:
             total = _sum_powers(address, numel, dtype, p, tl.full([], 1.0, tl.float64), KIND, ROWS)
             unsafe = not ((total > SAFE_SMALL) & (total < SAFE_LARGE))
-        elif dtype == BFLOAT16:
-            total, unsafe = _sum_terms(address, numel, p, tl.bfloat16, KIND, ROWS)
-        elif dtype == FLOAT32:
-            total, unsafe = _sum_terms(address, numel, p, tl.float32, KIND, ROWS)
-        elif dtype == FLOAT16:
-            total, unsafe = _sum_terms(address, numel, p, tl.float16, KIND, ROWS)
         else:
-            total, unsafe = _sum_terms(address, numel, p, tl.float64, KIND, ROWS)
+            total, unsafe = of_dtype(dtype, _sum_terms, (address, numel, p), (KIND, ROWS))
         if unsafe:
             total, exponent = _accumulate_scaled(address, numel, dtype, p, KIND, ROWS)
     return total, exponent

@@ -3,44 +3,35 @@
 import triton
 import triton.language as tl
 
-from fastclip.kernels.tiles import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    body_tile,
-    edge_tile,
-    load_chunk,
-    split,
-    tile_numel,
-    widen,
-)
+from fastclip.kernels.blocks import ELEMENTWISE
+from fastclip.kernels.table import Table
+from fastclip.kernels.tiles import load_chunk, of_dtype, update_tiles, widen
 
 
 @triton.jit
-def _clamped(x, lo, hi):
-    """Return min(max(x, lo), hi) with nan kept, and where that differs from x."""
+def _clamped(x, mask, args):
+    """Return min(max(x, lo), hi) with nan kept, and where to store it: in vectors that it changes."""
+    lo, hi = args
     wide = widen(x)
     # Bounds rounded to the element's type by way of the wide one, as torch rounds them.
     lo = lo.to(wide.dtype).to(x.dtype).to(wide.dtype)
     hi = hi.to(wide.dtype).to(x.dtype).to(wide.dtype)
     y = tl.where(wide < lo, lo, wide)
     y = tl.where(y > hi, hi, y)
-    return y.to(x.dtype), (wide < lo) | (wide > hi)
+    outside = (wide < lo) | (wide > hi)
+    if len(x.shape) == 2:
+        # One flag per vector keeps the store 16 bytes wide.
+        changed = mask & (tl.max(outside.to(tl.int32), axis=1)[:, None] > 0)
+    else:
+        changed = mask & outside
+    return y.to(x.dtype), changed
 
 
 @triton.jit
-def _clamp_elements(address, numel, lo, hi, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
-    body, head, body_numel = split(address, numel, ELEMENT)
-    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
-        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
-        y, outside = _clamped(tl.load(body + offsets, mask, other=0.0), lo, hi)
-        # One flag per vector keeps the store 16 bytes wide.
-        row_outside = tl.max(outside.to(tl.int32), axis=1)[:, None] > 0
-        tl.store(body + offsets, y, mask & row_outside)
-    if body_numel != numel:
-        offsets, mask = edge_tile(numel, head, body_numel, ELEMENT)
-        y, outside = _clamped(tl.load(body + offsets, mask, other=0.0), lo, hi)
-        tl.store(body + offsets, y, mask & outside)
+def _clamp_chunk(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+    address, numel, lo, hi = args
+    update_tiles(address, numel, _clamped, (lo, hi), ELEMENT, CONSTANTS[0])
+    return numel
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -59,11 +50,12 @@ def clamp_kernel(chunks, num_chunks, lo: tl.float64, hi: tl.float64, ROWS: tl.co
     hi = tl.full([], hi, tl.float64)
     for index in range(tl.program_id(0), num_chunks, tl.num_programs(0)):
         address, numel, dtype = load_chunk(chunks, index)
-        if dtype == BFLOAT16:
-            _clamp_elements(address, numel, lo, hi, tl.bfloat16, ROWS)
-        elif dtype == FLOAT32:
-            _clamp_elements(address, numel, lo, hi, tl.float32, ROWS)
-        elif dtype == FLOAT16:
-            _clamp_elements(address, numel, lo, hi, tl.float16, ROWS)
-        else:
-            _clamp_elements(address, numel, lo, hi, tl.float64, ROWS)
+        of_dtype(dtype, _clamp_chunk, (address, numel, lo, hi), (ROWS,))
+
+
+def clamp(table: Table, lo: float, hi: float) -> None:
+    """Clamp every tensor in place to [lo, hi]; one launch."""
+    layout = ELEMENTWISE.on(table.device)
+    clamp_kernel[layout.grid(table)](
+        table.chunks, table.num_chunks, lo, hi, ROWS=layout.rows, **layout.options()
+    )

@@ -16,11 +16,16 @@ Scratch     coefficients, for the update.
 import triton
 import triton.language as tl
 
-from fastclip.kernels.norm import clip_coefficient, threshold
-from fastclip.kernels.step import (
+from fastclip.kernels.blocks import Blocks
+from fastclip.kernels.columns import (
     BETA1,
     BETA2,
     COEFFICIENTS_LENGTH,
+    COUNT_CLIPPED,
+    COUNT_CONSECUTIVE,
+    COUNT_LARGEST_NORM,
+    COUNT_SKIPPED,
+    COUNT_STEPS,
     COUPLED_DECAY,
     DECAY_FACTOR,
     EPS,
@@ -32,37 +37,30 @@ from fastclip.kernels.step import (
     LR,
     MOMENTUM,
     NESTEROV,
+    RULE_BETA1,
+    RULE_BETA2,
+    RULE_DAMPENING,
+    RULE_DECOUPLED,
+    RULE_EPS,
+    RULE_LENGTH,
+    RULE_LR,
+    RULE_LR_ADDRESS,
+    RULE_LR_WIDE,
+    RULE_MOMENTUM,
+    RULE_NESTEROV,
+    RULE_SIGN,
+    RULE_WEIGHT_DECAY,
     STEP_SIZE,
     TARGET_COUNTER,
     TARGET_FLAGS,
     TARGET_LENGTH,
     TARGET_RULE,
 )
+from fastclip.kernels.norm import clip_coefficient, threshold
 
-# Columns of `rules`, one row of float64 per group; csrc/python/read.cpp writes them.
-RULE_LR = tl.constexpr(0)
-RULE_LR_ADDRESS = tl.constexpr(1)  # the bits of an address on the device, 0 if lr is a number
-RULE_LR_WIDE = tl.constexpr(2)  # whether there is a float64, not a float32
-RULE_SIGN = tl.constexpr(3)  # -1 to maximize
-RULE_WEIGHT_DECAY = tl.constexpr(4)
-
-RULE_BETA1 = tl.constexpr(5)
-RULE_BETA2 = tl.constexpr(6)
-RULE_EPS = tl.constexpr(7)
-RULE_DECOUPLED = tl.constexpr(8)
-
-RULE_MOMENTUM = tl.constexpr(5)
-RULE_DAMPENING = tl.constexpr(6)
-RULE_NESTEROV = tl.constexpr(7)
-
-RULE_LENGTH = tl.constexpr(9)
-
-# Elements of `counts`, as optim/outcome.py keeps them.
-COUNT_CLIPPED = tl.constexpr(0)
-COUNT_SKIPPED = tl.constexpr(1)
-COUNT_STEPS = tl.constexpr(2)
-COUNT_CONSECUTIVE = tl.constexpr(3)
-COUNT_LARGEST_NORM = tl.constexpr(4)
+# One thread per tensor: a second one might read a counter that the first has counted up.
+TENSORS_PER_PROGRAM = 64
+OF_TENSORS = Blocks(rows=0, threads=TENSORS_PER_PROGRAM, programs_per_unit=1)
 
 
 @triton.jit

@@ -1,17 +1,18 @@
 """Count nan and inf in each gradient."""
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from fastclip.kernels.blocks import ELEMENTWISE
+from fastclip.kernels.table import Table
 from fastclip.kernels.tiles import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    ROW_LENGTH,
-    ROW_SPAN,
     body_tile,
     edge_tile,
     load_chunk,
+    load_span,
+    of_dtype,
     split,
     tile_numel,
     widen,
@@ -27,8 +28,10 @@ def _flags(x):
 
 
 @triton.jit
-def _count(address, numel, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
+def _count(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
     """Return the number of nan in the low half of an int64, that of inf in the high half."""
+    address, numel = args
+    ROWS: tl.constexpr = CONSTANTS[0]
     body, head, body_numel = split(address, numel, ELEMENT)
     counts = tl.zeros([ROWS], tl.int32)
     for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
@@ -63,15 +66,18 @@ def count_nonfinite_kernel(chunks, num_chunks, counts, ROWS: tl.constexpr):
     """
     for index in range(tl.program_id(0), num_chunks, tl.num_programs(0)):
         address, numel, dtype = load_chunk(chunks, index)
-        if dtype == BFLOAT16:
-            count = _count(address, numel, tl.bfloat16, ROWS)
-        elif dtype == FLOAT32:
-            count = _count(address, numel, tl.float32, ROWS)
-        elif dtype == FLOAT16:
-            count = _count(address, numel, tl.float16, ROWS)
-        else:
-            count = _count(address, numel, tl.float64, ROWS)
+        count = of_dtype(dtype, _count, (address, numel), (ROWS,))
         if count != 0:
-            row = counts + 2 * tl.load(chunks + index * ROW_LENGTH + ROW_SPAN)
+            row = counts + 2 * load_span(chunks, index)
             tl.atomic_add(row, count & 0xFFFFFFFF, sem="relaxed")
             tl.atomic_add(row + 1, count >> 32, sem="relaxed")
+
+
+def count_nonfinite(table: Table) -> Tensor:
+    """Return the numbers of nan and of inf in each tensor, (n, 2) int64; one launch and a memset."""
+    counts = torch.zeros(table.num_tensors, 2, dtype=torch.int64, device=table.device)
+    layout = ELEMENTWISE.on(table.device)
+    count_nonfinite_kernel[layout.grid(table)](
+        table.chunks, table.num_chunks, counts, ROWS=layout.rows, **layout.options()
+    )
+    return counts

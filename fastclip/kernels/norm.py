@@ -1,11 +1,47 @@
 """Norms: combine accumulators in a fixed order, finalize to a norm and a clipping coefficient."""
 
+import math
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastclip.kernels.accumulate import INF, ONE, TWO, accumulate
+from fastclip.kernels.accumulate import ANY, INF, ONE, TWO, accumulate
+from fastclip.kernels.blocks import Blocks
+from fastclip.kernels.table import Table
 
 EPSILON = tl.constexpr(1e-6)
+
+# 4 loads of 16 bytes in flight per thread, and as many threads as the 65536 registers of a multiprocessor
+# allow. The norms need 96 per thread, which is said to ptxas because, left alone, it spills a few to save
+# more: so 640 threads, and 40 KiB on the way, twice bandwidth times latency of an H100 (3.35 TB/s * 0.8 us /
+# 132 = 20 KiB). The powers of p = any are bound by arithmetic.
+_NORM = Blocks(rows=512, threads=128, programs_per_unit=5, registers=96)
+_POWERS = Blocks(rows=128, threads=128, programs_per_unit=4, registers=128)
+# Programs that read no gradients: one per tensor, and one in all.
+OF_TENSOR = Blocks(rows=0, threads=128, programs_per_unit=1)
+OF_LIST = Blocks(rows=0, threads=64, programs_per_unit=1)
+
+# Accumulators added up at a time: by the last program of a launch, by one program per tensor.
+PARTIALS_OF_LIST = 1024
+PARTIALS_OF_TENSOR = 128
+
+
+def kind_of(norm_type: float) -> int:
+    """Return which kernel computes the norm of order norm_type > 0."""
+    kinds = {1.0: ONE, 2.0: TWO, math.inf: INF}
+    return int(kinds.get(norm_type, ANY).value)
+
+
+def blocks_of(kind: int) -> Blocks:
+    """Return the layout of the kernels that read gradients, by what `kind_of` returns."""
+    return _POWERS if kind == ANY.value else _NORM
+
+
+def threshold_arguments(max_norm: float | Tensor) -> tuple[float, Tensor | None]:
+    """Return the number and the tensor that kernels take for a threshold; a tensor counts if there is one."""
+    return (math.inf, max_norm) if isinstance(max_norm, Tensor) else (max_norm, None)
 
 
 @triton.jit
@@ -149,6 +185,39 @@ def total_norm_kernel(
         tl.store(ticket, 0)
 
 
+def total_norm(
+    table: Table,
+    norm_type: float,
+    dtype: torch.dtype,
+    max_norm: float | Tensor = math.inf,
+    keep_nonfinite: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the norm, 0-dim of `dtype`, and the clipping coefficient, 0-dim float64; one launch.
+
+    A `max_norm` that is a tensor is float64 and on the device.
+    """
+    kind = kind_of(norm_type)
+    layout = blocks_of(kind).on(table.device)
+    norm = torch.empty((), dtype=dtype, device=table.device)
+    coefficient = torch.empty((), dtype=torch.float64, device=table.device)
+    total_norm_kernel[layout.grid(table)](
+        table.chunks,
+        table.num_chunks,
+        table.ticket,
+        table.partials,
+        norm,
+        coefficient,
+        norm_type,
+        *threshold_arguments(max_norm),
+        int(keep_nonfinite),
+        KIND=kind,
+        ROWS=layout.rows,
+        PARTIALS=PARTIALS_OF_LIST,
+        **layout.options(),
+    )
+    return norm, coefficient
+
+
 @triton.jit(do_not_specialize=["num_chunks"])
 def chunk_norms_kernel(chunks, num_chunks, partials, p: tl.float64, KIND: tl.constexpr, ROWS: tl.constexpr):
     """Accumulators of chunks, the first of two launches for the norm of each tensor.
@@ -191,6 +260,32 @@ def tensor_norms_kernel(
     tl.store(norms_out + tensor, norm.to(norms_out.dtype.element_ty))
 
 
+def tensor_norms(table: Table, norm_type: float, dtype: torch.dtype) -> Tensor:
+    """Return the norm of each tensor, 1-dim of `dtype`; two launches."""
+    kind = kind_of(norm_type)
+    layout = blocks_of(kind).on(table.device)
+    norms = torch.empty(table.num_tensors, dtype=dtype, device=table.device)
+    chunk_norms_kernel[layout.grid(table)](
+        table.chunks,
+        table.num_chunks,
+        table.partials,
+        norm_type,
+        KIND=kind,
+        ROWS=layout.rows,
+        **layout.options(),
+    )
+    tensor_norms_kernel[(table.num_tensors,)](
+        table.partials,
+        table.first_chunks,
+        norms,
+        norm_type,
+        KIND=kind,
+        PARTIALS=PARTIALS_OF_TENSOR,
+        **OF_TENSOR.options(),
+    )
+    return norms
+
+
 @triton.jit
 def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64, max_norm_on_device):
     """Clipping coefficient for a norm that is known already; one program, a few bytes.
@@ -200,3 +295,10 @@ def coefficient_kernel(norm, coefficient_out, max_norm: tl.float64, max_norm_on_
     """
     limit = threshold(max_norm, max_norm_on_device)
     tl.store(coefficient_out, clip_coefficient(tl.load(norm).to(tl.float64), limit))
+
+
+def coefficient_of(total_norm: Tensor, max_norm: float | Tensor) -> Tensor:
+    """Return min(1, max_norm / (total_norm + 1e-6)), 0-dim float64; one launch."""
+    coefficient = torch.empty((), dtype=torch.float64, device=total_norm.device)
+    coefficient_kernel[(1,)](total_norm, coefficient, *threshold_arguments(max_norm), **OF_LIST.options())
+    return coefficient

@@ -2,53 +2,25 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastclip.kernels.tiles import (
-    BFLOAT16,
-    FLOAT32,
-    FLOAT64,
-    ROW_LENGTH,
-    ROW_SPAN,
-    body_tile,
-    edge_tile,
-    load_chunk,
-    split,
-    tile_numel,
-    widen,
-)
+from fastclip.kernels.blocks import ELEMENTWISE
+from fastclip.kernels.columns import FLOAT64
+from fastclip.kernels.table import Table
+from fastclip.kernels.tiles import load_chunk, load_span, of_dtype, update_tiles, widen
 
 
 @triton.jit
-def _product(x, factor):
-    return (widen(x) * factor).to(x.dtype)
+def _scaled(x, mask, args):
+    return (widen(x) * args[0]).to(x.dtype), mask
 
 
 @triton.jit
-def _scale_elements(address, numel, factor, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
-    body, head, body_numel = split(address, numel, ELEMENT)
-    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
-        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
-        tl.store(body + offsets, _product(tl.load(body + offsets, mask), factor), mask)
-    if body_numel != numel:
-        offsets, mask = edge_tile(numel, head, body_numel, ELEMENT)
-        tl.store(body + offsets, _product(tl.load(body + offsets, mask), factor), mask)
-
-
-@triton.jit
-def _scale_chunk(chunks, index, wide_factor, ROWS: tl.constexpr):
-    address, numel, dtype = load_chunk(chunks, index)
-    factor = wide_factor.to(tl.float32)
-    if dtype == FLOAT64:
-        if wide_factor != 1.0:
-            _scale_elements(address, numel, wide_factor, tl.float64, ROWS)
-    # A float32 factor of 1 would write what it read.
-    elif factor != 1.0:
-        if dtype == BFLOAT16:
-            _scale_elements(address, numel, factor, tl.bfloat16, ROWS)
-        elif dtype == FLOAT32:
-            _scale_elements(address, numel, factor, tl.float32, ROWS)
-        else:
-            _scale_elements(address, numel, factor, tl.float16, ROWS)
+def _scale_chunk(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+    address, numel, wide_factor = args
+    factor = wide_factor if ELEMENT == tl.float64 else wide_factor.to(tl.float32)
+    update_tiles(address, numel, _scaled, (factor,), ELEMENT, CONSTANTS[0])
+    return numel
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -66,12 +38,28 @@ def scale_kernel(chunks, num_chunks, coefficients, PER_TENSOR: tl.constexpr, ROW
     Scratch     none.
     """
     last = num_chunks - 1 - tl.program_id(0)
-    if PER_TENSOR:
-        for back in range(0, last + 1, tl.num_programs(0)):
-            span = tl.load(chunks + (last - back) * ROW_LENGTH + ROW_SPAN)
-            _scale_chunk(chunks, last - back, tl.load(coefficients + span), ROWS)
-    else:
-        shared = tl.load(coefficients)
-        if shared != 1.0:
-            for back in range(0, last + 1, tl.num_programs(0)):
-                _scale_chunk(chunks, last - back, shared, ROWS)
+    shared = tl.load(coefficients)
+    num_left = last + 1
+    if not PER_TENSOR:
+        num_left = tl.where(shared != 1.0, num_left, 0)
+    for back in range(0, num_left, tl.num_programs(0)):
+        address, numel, dtype = load_chunk(chunks, last - back)
+        factor = shared
+        if PER_TENSOR:
+            factor = tl.load(coefficients + load_span(chunks, last - back))
+        # A float32 factor of 1 would write what it read.
+        if tl.where(dtype == FLOAT64, factor, factor.to(tl.float32).to(tl.float64)) != 1.0:
+            of_dtype(dtype, _scale_chunk, (address, numel, factor), (ROWS,))
+
+
+def scale(table: Table, coefficients: Tensor, per_tensor: bool = False) -> None:
+    """Multiply every tensor in place by a coefficient, or by its own, unless it is 1; one launch."""
+    layout = ELEMENTWISE.on(table.device)
+    scale_kernel[layout.grid(table)](
+        table.chunks,
+        table.num_chunks,
+        coefficients,
+        PER_TENSOR=per_tensor,
+        ROWS=layout.rows,
+        **layout.options(),
+    )

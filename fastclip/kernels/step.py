@@ -19,17 +19,49 @@ A tensor whose memories all lie alike between two 16-byte boundaries is walked a
 edges; any other one element per thread.
 """
 
+import math
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from fastclip.kernels.blocks import Blocks
+from fastclip.kernels.coefficients import (
+    OF_TENSORS,
+    TENSORS_PER_PROGRAM,
+    adam_coefficients_kernel,
+    sgd_coefficients_kernel,
+)
+from fastclip.kernels.columns import (
+    BETA1,
+    BETA2,
+    COEFFICIENTS_LENGTH,
+    COUPLED_DECAY,
+    DECAY_FACTOR,
+    EPS,
+    FACTOR,
+    FLAG_ALIKE,
+    GRAD_SHARE,
+    INVERSE_CORRECTION,
+    LR,
+    MOMENTUM,
+    NESTEROV,
+    STEP_SIZE,
+    TARGET_FLAGS,
+    TARGET_GRAD,
+    TARGET_LENGTH,
+    TARGET_PARAM,
+    TARGET_STATE,
+)
+from fastclip.kernels.norm import threshold_arguments, total_norm
+from fastclip.kernels.step_table import StepTable
 from fastclip.kernels.tiles import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    ROW_LENGTH,
-    ROW_SPAN,
     body_tile,
     load_chunk,
+    load_span,
+    of_dtype,
     pointer_to,
     rest_tile,
     split,
@@ -37,49 +69,12 @@ from fastclip.kernels.tiles import (
     widen,
 )
 
-# Columns of `targets`, one row per tensor: addresses, but for the last two. step_table.py writes them.
-TARGET_GRAD = tl.constexpr(0)
-TARGET_PARAM = tl.constexpr(1)
-TARGET_STATE = tl.constexpr(2)  # up to three, 0 where there is none
-TARGET_COUNTER = tl.constexpr(5)
-TARGET_RULE = tl.constexpr(6)  # its row of `rules`
-TARGET_FLAGS = tl.constexpr(7)
-TARGET_LENGTH = tl.constexpr(8)
-
-FLAG_ALIKE = tl.constexpr(1)  # its memories lie alike between 16-byte boundaries
-FLAG_FRESH = tl.constexpr(2)  # its state was made for this step
-FLAG_WIDE_COUNTER = tl.constexpr(4)  # its counter is float64, not float32
-
-# Columns of `coefficients`, one row per tensor; coefficients.py writes them.
-FACTOR = tl.constexpr(0)
-DECAY_FACTOR = tl.constexpr(1)  # decoupled weight decay: 1 - lr * weight_decay, or 1
-COUPLED_DECAY = tl.constexpr(2)  # weight decay that is added to the gradient, or 0
-BETA1 = tl.constexpr(3)
-BETA2 = tl.constexpr(4)
-STEP_SIZE = tl.constexpr(5)  # lr / (1 - beta1^step)
-INVERSE_CORRECTION = tl.constexpr(6)  # 1 / sqrt(1 - beta2^step)
-EPS = tl.constexpr(7)
-
-LR = tl.constexpr(1)
-MOMENTUM = tl.constexpr(3)
-GRAD_SHARE = tl.constexpr(4)  # of the gradient in the momentum: 1 - dampening, or 1 in a buffer's first step
-NESTEROV = tl.constexpr(5)
-
-COEFFICIENTS_LENGTH = tl.constexpr(8)
-
 
 @triton.jit
 def _memory(target, number: tl.constexpr, offset):
     """Return the address of a chunk's part of the parameter or a state, and whether there is such a one."""
     address = tl.load(target + number)
     return address + offset, address != 0
-
-
-@triton.jit
-def _rows(chunks, index, targets, coefficients):
-    """Return pointers to the rows of the tensor that a chunk belongs to."""
-    span = tl.load(chunks + index * ROW_LENGTH + ROW_SPAN)
-    return targets + span * TARGET_LENGTH, coefficients + span * COEFFICIENTS_LENGTH
 
 
 @triton.jit
@@ -126,16 +121,79 @@ def _quotient(a, b):
 
 
 @triton.jit
+def _update_chunk(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+    """Update what belongs to a chunk: as 16-byte vectors, but for what lies outside of the body."""
+    grad, numel, target, row, max_value = args
+    LOAD: tl.constexpr = CONSTANTS[0]
+    UPDATE: tl.constexpr = CONSTANTS[1]
+    WRITE_GRADS: tl.constexpr = CONSTANTS[2]
+    ROWS: tl.constexpr = CONSTANTS[3]
+    c = LOAD(row, max_value, tl.float64 if ELEMENT == tl.float64 else tl.float32)
+    offset = grad - tl.load(target + TARGET_GRAD)
+    param, _ = _memory(target, TARGET_PARAM, offset)
+    state0, has0 = _memory(target, TARGET_STATE, offset)
+    state1, _ = _memory(target, TARGET_STATE + 1, offset)
+    state2, has2 = _memory(target, TARGET_STATE + 2, offset)
+    head, body_numel = _body(grad, numel, target, ELEMENT)
+    skip = head * (ELEMENT.primitive_bitwidth // 8)
+    memories = (grad + skip, param + skip, state0 + skip, state1 + skip, state2 + skip)
+    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
+        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
+        UPDATE(memories, offsets, mask, (has0, has2), c, ELEMENT, True, WRITE_GRADS)
+    memories = (grad, param, state0, state1, state2)
+    for start in range(0, numel - body_numel, ROWS):
+        offsets, mask = rest_tile(start, numel, head, body_numel, ROWS)
+        UPDATE(memories, offsets, mask, (has0, has2), c, ELEMENT, False, WRITE_GRADS)
+    return numel
+
+
+@triton.jit
+def _update_all(
+    chunks, num_chunks, targets, coefficients, skipped, max_value: tl.float64, CONSTANTS: tl.constexpr
+):
+    """Update this program's chunks, the last first, by CONSTANTS of `_update_chunk`; none if `skipped`."""
+    max_value = tl.full([], max_value, tl.float64)
+    if tl.load(skipped) == 0:
+        last = num_chunks - 1 - tl.program_id(0)
+        for back in range(0, last + 1, tl.num_programs(0)):
+            grad, numel, dtype = load_chunk(chunks, last - back)
+            span = load_span(chunks, last - back)
+            target = targets + span * TARGET_LENGTH
+            row = coefficients + span * COEFFICIENTS_LENGTH
+            of_dtype(dtype, _update_chunk, (grad, numel, target, row, max_value), CONSTANTS)
+
+
+@triton.jit
+def _adam_coefficients(row, max_value, REAL: tl.constexpr):
+    beta1 = tl.load(row + BETA1)
+    beta2 = tl.load(row + BETA2)
+    return (
+        tl.load(row + FACTOR).to(REAL),
+        max_value.to(REAL),
+        tl.load(row + DECAY_FACTOR).to(REAL),
+        tl.load(row + COUPLED_DECAY).to(REAL),
+        beta1.to(REAL),
+        (1.0 - beta1).to(REAL),
+        beta2.to(REAL),
+        (1.0 - beta2).to(REAL),
+        tl.load(row + STEP_SIZE).to(REAL),
+        tl.load(row + INVERSE_CORRECTION).to(REAL),
+        tl.load(row + EPS).to(REAL),
+    )
+
+
+@triton.jit
 def _adam_tile(
     memories,
     offsets,
     mask,
-    has_max,
+    has_state,
     c,
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
     WRITE_GRADS: tl.constexpr,
 ):
+    _, has_max = has_state
     (
         factor,
         max_value,
@@ -171,44 +229,6 @@ def _adam_tile(
     tl.store(param + offsets, after.to(ELEMENT), mask)
 
 
-@triton.jit
-def _adam_chunk(
-    grad, numel, target, row, max_value, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
-):
-    REAL: tl.constexpr = tl.float64 if ELEMENT == tl.float64 else tl.float32
-    ITEM: tl.constexpr = ELEMENT.primitive_bitwidth // 8
-    beta1 = tl.load(row + BETA1)
-    beta2 = tl.load(row + BETA2)
-    c = (
-        tl.load(row + FACTOR).to(REAL),
-        max_value.to(REAL),
-        tl.load(row + DECAY_FACTOR).to(REAL),
-        tl.load(row + COUPLED_DECAY).to(REAL),
-        beta1.to(REAL),
-        (1.0 - beta1).to(REAL),
-        beta2.to(REAL),
-        (1.0 - beta2).to(REAL),
-        tl.load(row + STEP_SIZE).to(REAL),
-        tl.load(row + INVERSE_CORRECTION).to(REAL),
-        tl.load(row + EPS).to(REAL),
-    )
-    offset = grad - tl.load(target + TARGET_GRAD)
-    param, _ = _memory(target, TARGET_PARAM, offset)
-    exp_avg, _ = _memory(target, TARGET_STATE, offset)
-    exp_avg_sq, _ = _memory(target, TARGET_STATE + 1, offset)
-    max_exp_avg_sq, has_max = _memory(target, TARGET_STATE + 2, offset)
-    head, body_numel = _body(grad, numel, target, ELEMENT)
-    skip = head * ITEM
-    memories = (grad + skip, param + skip, exp_avg + skip, exp_avg_sq + skip, max_exp_avg_sq + skip)
-    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
-        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
-        _adam_tile(memories, offsets, mask, has_max, c, ELEMENT, True, WRITE_GRADS)
-    memories = (grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq)
-    for start in range(0, numel - body_numel, ROWS):
-        offsets, mask = rest_tile(start, numel, head, body_numel, ROWS)
-        _adam_tile(memories, offsets, mask, has_max, c, ELEMENT, False, WRITE_GRADS)
-
-
 @triton.jit(do_not_specialize=["num_chunks"])
 def adam_kernel(
     chunks,
@@ -221,20 +241,21 @@ def adam_kernel(
     ROWS: tl.constexpr,
 ):
     """Update every chunk as Adam or AdamW, or none if `skipped`; what there is to know is in the header."""
-    max_value = tl.full([], max_value, tl.float64)
-    if tl.load(skipped) == 0:
-        last = num_chunks - 1 - tl.program_id(0)
-        for back in range(0, last + 1, tl.num_programs(0)):
-            grad, numel, dtype = load_chunk(chunks, last - back)
-            target, row = _rows(chunks, last - back, targets, coefficients)
-            if dtype == BFLOAT16:
-                _adam_chunk(grad, numel, target, row, max_value, tl.bfloat16, WRITE_GRADS, ROWS)
-            elif dtype == FLOAT32:
-                _adam_chunk(grad, numel, target, row, max_value, tl.float32, WRITE_GRADS, ROWS)
-            elif dtype == FLOAT16:
-                _adam_chunk(grad, numel, target, row, max_value, tl.float16, WRITE_GRADS, ROWS)
-            else:
-                _adam_chunk(grad, numel, target, row, max_value, tl.float64, WRITE_GRADS, ROWS)
+    constants: tl.constexpr = (_adam_coefficients, _adam_tile, WRITE_GRADS, ROWS)
+    _update_all(chunks, num_chunks, targets, coefficients, skipped, max_value, constants)
+
+
+@triton.jit
+def _sgd_coefficients(row, max_value, REAL: tl.constexpr):
+    return (
+        tl.load(row + FACTOR).to(REAL),
+        max_value.to(REAL),
+        tl.load(row + LR).to(REAL),
+        tl.load(row + COUPLED_DECAY).to(REAL),
+        tl.load(row + MOMENTUM).to(REAL),
+        tl.load(row + GRAD_SHARE).to(REAL),
+        tl.load(row + NESTEROV).to(REAL),
+    )
 
 
 @triton.jit
@@ -242,12 +263,13 @@ def _sgd_tile(
     memories,
     offsets,
     mask,
-    has_buffer,
+    has_state,
     c,
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
     WRITE_GRADS: tl.constexpr,
 ):
+    has_buffer, _ = has_state
     factor, max_value, lr, decay, momentum, grad_share, nesterov = c
     grad = pointer_to(memories[0], ELEMENT, ALIGNED)
     param = pointer_to(memories[1], ELEMENT, ALIGNED)
@@ -262,36 +284,6 @@ def _sgd_tile(
     tl.store(param + offsets, (before - lr * tl.where(has_buffer, change, g)).to(ELEMENT), mask)
 
 
-@triton.jit
-def _sgd_chunk(
-    grad, numel, target, row, max_value, ELEMENT: tl.constexpr, WRITE_GRADS: tl.constexpr, ROWS: tl.constexpr
-):
-    REAL: tl.constexpr = tl.float64 if ELEMENT == tl.float64 else tl.float32
-    ITEM: tl.constexpr = ELEMENT.primitive_bitwidth // 8
-    c = (
-        tl.load(row + FACTOR).to(REAL),
-        max_value.to(REAL),
-        tl.load(row + LR).to(REAL),
-        tl.load(row + COUPLED_DECAY).to(REAL),
-        tl.load(row + MOMENTUM).to(REAL),
-        tl.load(row + GRAD_SHARE).to(REAL),
-        tl.load(row + NESTEROV).to(REAL),
-    )
-    offset = grad - tl.load(target + TARGET_GRAD)
-    param, _ = _memory(target, TARGET_PARAM, offset)
-    buffer, has_buffer = _memory(target, TARGET_STATE, offset)
-    head, body_numel = _body(grad, numel, target, ELEMENT)
-    skip = head * ITEM
-    memories = (grad + skip, param + skip, buffer + skip)
-    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
-        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
-        _sgd_tile(memories, offsets, mask, has_buffer, c, ELEMENT, True, WRITE_GRADS)
-    memories = (grad, param, buffer)
-    for start in range(0, numel - body_numel, ROWS):
-        offsets, mask = rest_tile(start, numel, head, body_numel, ROWS)
-        _sgd_tile(memories, offsets, mask, has_buffer, c, ELEMENT, False, WRITE_GRADS)
-
-
 @triton.jit(do_not_specialize=["num_chunks"])
 def sgd_kernel(
     chunks,
@@ -304,17 +296,99 @@ def sgd_kernel(
     ROWS: tl.constexpr,
 ):
     """Update every chunk as SGD, or none if `skipped`; what there is to know is in the header."""
-    max_value = tl.full([], max_value, tl.float64)
-    if tl.load(skipped) == 0:
-        last = num_chunks - 1 - tl.program_id(0)
-        for back in range(0, last + 1, tl.num_programs(0)):
-            grad, numel, dtype = load_chunk(chunks, last - back)
-            target, row = _rows(chunks, last - back, targets, coefficients)
-            if dtype == BFLOAT16:
-                _sgd_chunk(grad, numel, target, row, max_value, tl.bfloat16, WRITE_GRADS, ROWS)
-            elif dtype == FLOAT32:
-                _sgd_chunk(grad, numel, target, row, max_value, tl.float32, WRITE_GRADS, ROWS)
-            elif dtype == FLOAT16:
-                _sgd_chunk(grad, numel, target, row, max_value, tl.float16, WRITE_GRADS, ROWS)
-            else:
-                _sgd_chunk(grad, numel, target, row, max_value, tl.float64, WRITE_GRADS, ROWS)
+    constants: tl.constexpr = (_sgd_coefficients, _sgd_tile, WRITE_GRADS, ROWS)
+    _update_all(chunks, num_chunks, targets, coefficients, skipped, max_value, constants)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How a step clips; the fields of optim.settings.Settings and Amp that kernels read.
+
+    Attributes:
+        given: Coefficients for all tensors or each, float64, and the outcome that goes with them: norm,
+            coefficient and verdict, 0-dim. None: they follow from the norm.
+        max_value: Bound of each element's magnitude, after all that.
+    """
+
+    max_norm: float | Tensor
+    norm_type: float
+    skips: bool
+    write_grads: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    given: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    max_value: float = math.inf
+
+
+KERNELS = {
+    # One vector of each of three to five memories in flight per thread.
+    "adam": (
+        adam_coefficients_kernel,
+        adam_kernel,
+        Blocks(rows=128, threads=128, programs_per_unit=5, registers=96),
+    ),
+    "sgd": (sgd_coefficients_kernel, sgd_kernel, Blocks(rows=128, threads=128, programs_per_unit=8)),
+}
+"""By kind: what decides, what updates, and the layout of that."""
+
+
+def step(
+    kind: str, table: StepTable, rules: Tensor, clip: Clip, dtype: torch.dtype, counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clip, update and count in three launches, or two where the coefficients are given.
+
+    Args:
+        kind: Key of KERNELS.
+        table: The parameters.
+        rules: (groups, 9) float64, see columns.py.
+        clip: How to clip.
+        dtype: Of the norm and the coefficient that are returned.
+        counts: (5,) float64, see columns.py.
+
+    Returns:
+        The norm of the unscaled gradients, the coefficient, and whether the step was skipped (bool); 0-dim.
+    """
+    device = table.grads.device
+    scaled_norm, given = None, None
+    if clip.given is None:
+        scaled_norm, _ = total_norm(table.grads, clip.norm_type, torch.float64)
+        norm, coefficient = (torch.empty((), dtype=dtype, device=device) for _ in range(2))
+        skipped = torch.empty((), dtype=torch.bool, device=device)
+    else:
+        given, norm, coefficient, skipped = clip.given
+    # Triton has no bool in memory.
+    skipped_byte = skipped.view(torch.uint8)
+    decide, update, blocks = KERNELS[kind]
+    num_tensors = table.grads.num_tensors
+    decide[(-(-num_tensors // TENSORS_PER_PROGRAM),)](
+        scaled_norm,
+        given,
+        clip.grad_scale,
+        clip.found_inf,
+        *threshold_arguments(clip.max_norm),
+        int(clip.skips),
+        norm,
+        coefficient,
+        skipped_byte,
+        counts,
+        table.targets,
+        num_tensors,
+        rules,
+        table.coefficients,
+        PER_TENSOR=given is not None and given.numel() > 1,
+        TENSORS=TENSORS_PER_PROGRAM,
+        **OF_TENSORS.options(),
+    )
+    layout = blocks.on(device)
+    update[layout.grid(table.grads)](
+        table.grads.chunks,
+        table.grads.num_chunks,
+        table.targets,
+        table.coefficients,
+        skipped_byte,
+        clip.max_value,
+        WRITE_GRADS=clip.write_grads,
+        ROWS=layout.rows,
+        **layout.options(),
+    )
+    return norm, coefficient, skipped

@@ -13,25 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastclip.kernels.table import Int64Array, Table, build_table, scratch, upload
+from fastclip.kernels.table import VECTOR_NBYTES, Int64Array, Table, build_table, scratch, upload
 
 # Columns of what `fastclip._C` reads of a tensor: addresses, 0 where there is none; the number of its group;
 # whether its state was made for this step, and whether its counter is float64, not float32; its span's other
 # columns.
-_GRAD, _PARAM, _STATE, _COUNTER, _RULE, _FRESH, _WIDE_COUNTER, _NUMEL, _DTYPE = (
-    0,
-    1,
-    slice(2, 5),
-    *range(5, 11),
-)
+GRAD, PARAM, STATE, COUNTER, RULE = 0, 1, 2, 5, 6
+_FRESH, _WIDE_COUNTER, _NUMEL, _DTYPE = range(7, 11)
 
-# Of the columns of `targets` in step.py, the first are the same.
-_NUM_SHARED_COLUMNS = 7
-_FLAG_ALIKE, _FLAG_FRESH, _FLAG_WIDE_COUNTER = 1, 2, 4
-_VECTOR_NBYTES = 16
+# Of the columns of `targets`, those up to RULE are the same.
+TARGET_FLAGS, TARGET_LENGTH = 7, 8
+FLAG_ALIKE, FLAG_FRESH, FLAG_WIDE_COUNTER = 1, 2, 4
 
 NUM_COEFFICIENTS = 8
-"""Columns of `coefficients`, see step.py."""
+"""Columns of `coefficients`."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +35,8 @@ class StepTable:
 
     Attributes:
         grads: The gradients' table.
-        targets: (n, 8) int64, see step.py.
-        coefficients: (n, 8) float64 of scratch, see step.py.
+        targets: (n, 8) int64, see columns.py.
+        coefficients: (n, 8) float64 of scratch, see columns.py.
     """
 
     grads: Table
@@ -51,13 +46,13 @@ class StepTable:
 
 def build_step_table(rows: Int64Array, device: torch.device) -> StepTable:
     """Build the table of what a `_C.Step` has read, uploaded on the current stream."""
-    memories = rows[:, : _STATE.stop]
-    apart = (memories - rows[:, [_GRAD]]) % _VECTOR_NBYTES
+    memories = rows[:, :COUNTER]
+    apart = (memories - rows[:, [GRAD]]) % VECTOR_NBYTES
     alike = ((apart == 0) | (memories == 0)).all(axis=1)
-    flags = _FLAG_ALIKE * alike + _FLAG_FRESH * rows[:, _FRESH] + _FLAG_WIDE_COUNTER * rows[:, _WIDE_COUNTER]
-    targets = torch.from_numpy(np.column_stack((rows[:, :_NUM_SHARED_COLUMNS], flags)))
+    flags = FLAG_ALIKE * alike + FLAG_FRESH * rows[:, _FRESH] + FLAG_WIDE_COUNTER * rows[:, _WIDE_COUNTER]
+    targets = torch.from_numpy(np.column_stack((rows[:, :TARGET_FLAGS], flags)))
     return StepTable(
-        grads=build_table(rows[:, [_GRAD, _NUMEL, _DTYPE]], device),
+        grads=build_table(rows[:, [GRAD, _NUMEL, _DTYPE]], device),
         targets=upload(targets.view(-1), device).view(targets.shape),
         coefficients=scratch(len(rows), NUM_COEFFICIENTS, device),
     )

@@ -25,11 +25,14 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _ITEM_SIZES = np.array([dtype.itemsize for dtype in DTYPES], np.int64)
 
-# Columns of a span, as `fastclip._C` reads it; those of a chunk are in tiles.py.
+# Columns of a span, as `fastclip._C` reads it, and of a chunk.
 _ADDRESS, _NUMEL, _DTYPE = range(3)
-_CHUNK_LENGTH = 4
+ROW_ADDRESS, ROW_NUMEL, ROW_DTYPE, ROW_SPAN, ROW_LENGTH = range(5)
 # The ticket comes first, padded so that the rows of chunks lie on 32-byte boundaries, one memory sector each.
 _HEADER_LENGTH = 4
+
+VECTOR_NBYTES = 16
+"""What a thread loads or stores at once."""
 
 MIN_CHUNK_NBYTES = 16 * 1024
 """Two tiles: below that, the latency of reading the table counts."""
@@ -60,11 +63,11 @@ def cut(spans: Int64Array) -> tuple[Int64Array, Int64Array]:
     first_chunks = np.concatenate(([0], np.cumsum(counts)))
     span = np.repeat(np.arange(len(spans)), counts)
     begin = (np.arange(first_chunks[-1]) - first_chunks[span]) * steps[span]
-    chunks = np.empty((len(span), _CHUNK_LENGTH), np.int64)
-    chunks[:, 0] = spans[span, _ADDRESS] + begin * item_sizes[span]
-    chunks[:, 1] = np.minimum(spans[span, _NUMEL] - begin, steps[span])
-    chunks[:, 2] = spans[span, _DTYPE]
-    chunks[:, 3] = span
+    chunks = np.empty((len(span), ROW_LENGTH), np.int64)
+    chunks[:, ROW_ADDRESS] = spans[span, _ADDRESS] + begin * item_sizes[span]
+    chunks[:, ROW_NUMEL] = np.minimum(spans[span, _NUMEL] - begin, steps[span])
+    chunks[:, ROW_DTYPE] = spans[span, _DTYPE]
+    chunks[:, ROW_SPAN] = span
     return chunks, first_chunks
 
 
@@ -81,7 +84,7 @@ class Table:
     """What the kernels read of one list of tensors, on one device and stream.
 
     Attributes:
-        chunks: (c, 4) int64, see tiles.py.
+        chunks: (c, 4) int64, see columns.py.
         first_chunks: (n + 1,) int64.
         ticket: (1,) int64, 0 between launches.
         partials: (c, 2) float64 of scratch, at least one row; its content means nothing between launches.
@@ -118,7 +121,7 @@ def build_table(spans: Int64Array, device: torch.device) -> Table:
     words = upload(words, device)
     rows_end = _HEADER_LENGTH + chunks.size
     return Table(
-        chunks=words[_HEADER_LENGTH:rows_end].view(-1, _CHUNK_LENGTH),
+        chunks=words[_HEADER_LENGTH:rows_end].view(-1, ROW_LENGTH),
         first_chunks=words[rows_end:],
         ticket=words[:1],
         partials=scratch(max(len(chunks), 1), 2, device),

@@ -17,20 +17,17 @@ tiles of shape (rows, VECTOR), one row to a thread at a time, which makes every 
 import triton
 import triton.language as tl
 
-# The order of csrc/span.h, shared by every backend.
-FLOAT32 = tl.constexpr(0)
-FLOAT64 = tl.constexpr(1)
-BFLOAT16 = tl.constexpr(2)
-FLOAT16 = tl.constexpr(3)
-
-# Columns of the chunk table.
-ROW_ADDRESS = tl.constexpr(0)
-ROW_NUMEL = tl.constexpr(1)
-ROW_DTYPE = tl.constexpr(2)
-ROW_SPAN = tl.constexpr(3)
-ROW_LENGTH = tl.constexpr(4)
-
-VECTOR_NBYTES = tl.constexpr(16)
+from fastclip.kernels.columns import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    ROW_ADDRESS,
+    ROW_DTYPE,
+    ROW_LENGTH,
+    ROW_NUMEL,
+    ROW_SPAN,
+    VECTOR_NBYTES,
+)
 
 
 @triton.jit
@@ -41,6 +38,30 @@ def load_chunk(chunks, index):
     numel = tl.load(row + ROW_NUMEL).to(tl.int32)
     dtype = tl.load(row + ROW_DTYPE).to(tl.int32)
     return address, numel, dtype
+
+
+@triton.jit
+def load_span(chunks, index):
+    """Return the number of the tensor that a chunk belongs to."""
+    return tl.load(chunks + index * ROW_LENGTH + ROW_SPAN)
+
+
+@triton.jit
+def of_dtype(dtype, BODY: tl.constexpr, args, CONSTANTS: tl.constexpr):
+    """Return BODY(args, ELEMENT, CONSTANTS), with ELEMENT the type that a dtype tag stands for.
+
+    The one place that tells dtypes apart: a kernel holds the body once for each. Triton wants a result also
+    of a body that has none to give.
+    """
+    if dtype == BFLOAT16:
+        result = BODY(args, tl.bfloat16, CONSTANTS)
+    elif dtype == FLOAT32:
+        result = BODY(args, tl.float32, CONSTANTS)
+    elif dtype == FLOAT16:
+        result = BODY(args, tl.float16, CONSTANTS)
+    else:
+        result = BODY(args, tl.float64, CONSTANTS)
+    return result
 
 
 @triton.jit
@@ -97,6 +118,20 @@ def rest_tile(start, numel, head, body_numel, ROWS: tl.constexpr):
 def tile_numel(ROWS: tl.constexpr, ELEMENT: tl.constexpr):
     """Return the number of elements in a tile of the body."""
     return ROWS * (VECTOR_NBYTES * 8 // ELEMENT.primitive_bitwidth)
+
+
+@triton.jit
+def update_tiles(address, numel, UPDATE: tl.constexpr, args, ELEMENT: tl.constexpr, ROWS: tl.constexpr):
+    """Store UPDATE(x, mask, args), a value and where to store it, for every tile x of a chunk."""
+    body, head, body_numel = split(address, numel, ELEMENT)
+    for start in range(0, body_numel, tile_numel(ROWS, ELEMENT)):
+        offsets, mask = body_tile(start, body_numel, ROWS, ELEMENT)
+        y, changed = UPDATE(tl.load(body + offsets, mask), mask, args)
+        tl.store(body + offsets, y, changed)
+    if body_numel != numel:
+        offsets, mask = edge_tile(numel, head, body_numel, ELEMENT)
+        y, changed = UPDATE(tl.load(body + offsets, mask), mask, args)
+        tl.store(body + offsets, y, changed)
 
 
 @triton.jit

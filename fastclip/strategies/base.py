@@ -259,7 +259,7 @@ class Global(Strategy):
         self.observe(norm if skipped is None else torch.where(skipped, math.nan, norm))
 
     def _learn_by(self, kernels: Any, norm: Tensor, skipped: Tensor | None) -> bool:
-        """Learn by a kernel of `kernels.threshold_launch`, or return False if there is none."""
+        """Learn by a kernel of `kernels.thresholds`, or return False if there is none."""
         return False
 
     def decide(self, gradients: Gradients) -> Decision:

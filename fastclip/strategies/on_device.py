@@ -12,7 +12,7 @@ from fastclip import backends
 
 
 def kernels(norm: Tensor) -> Any:
-    """Return `fastclip.kernels.threshold_launch` for a norm on a device that it runs on, else None.
+    """Return `fastclip.kernels.thresholds` for a norm on a device that it runs on, else None.
 
     Without it torch's operations do the same in ten to thirty launches.
     """
@@ -30,6 +30,6 @@ def _is_usable(norm: Tensor) -> bool:
 
 @functools.cache
 def _loaded() -> Any:
-    from fastclip.kernels import threshold_launch
+    from fastclip.kernels import thresholds
 
-    return threshold_launch
+    return thresholds
