@@ -10,10 +10,21 @@
 namespace fastclip {
 
 // The entry points, each as in cuda/fastclip_cuda.h without the fastclip_cuda_ before it.
-#define FASTCLIP_CUDA_FUNCTIONS(X)                                                                        \
-  X(abi_version)                                                                                          \
-  X(message) X(probe) X(workspace_bytes) X(total_norm) X(clip_grad_norm) X(scale) X(clip_grads_with_norm) \
-      X(norms) X(count_nonfinite) X(clamp) X(step_workspace_bytes) X(adam_step) X(sgd_step)
+#define FASTCLIP_CUDA_FUNCTIONS(X) \
+  X(abi_version)                   \
+  X(message)                       \
+  X(probe)                         \
+  X(workspace_bytes)               \
+  X(total_norm)                    \
+  X(clip_grad_norm)                \
+  X(scale)                         \
+  X(clip_grads_with_norm)          \
+  X(norms)                         \
+  X(count_nonfinite)               \
+  X(clamp)                         \
+  X(step_workspace_bytes)          \
+  X(adam_step)                     \
+  X(sgd_step)
 
 struct CudaLibrary {
 #define FASTCLIP_MEMBER(name) decltype(&fastclip_cuda_##name) name;

@@ -41,9 +41,9 @@ class Outcome:
     def of(cls, answer: Stepped) -> Outcome:
         """Return what a backend said of a step."""
         norm, coef, skipped, dtype = answer
-        if isinstance(norm, Tensor) and isinstance(coef, Tensor) and isinstance(skipped, Tensor):
-            return cls(norm, coef, skipped)
-        return cls.of_numbers(float(norm), float(coef), bool(skipped), dtype)
+        if isinstance(skipped, Tensor):
+            return cls(norm, coef, skipped)  # type: ignore[arg-type]  # tensors, all or none
+        return cls.of_numbers(norm, coef, skipped, dtype)  # type: ignore[arg-type]
 
     @property
     def total_norm(self) -> Tensor:

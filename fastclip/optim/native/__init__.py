@@ -51,17 +51,21 @@ def step(
     if isinstance(asked, Declined):
         return asked
     made: list[Tensor] = []
-    answer: Answer = Declined("it raised")
+    is_taken = False
     try:
+        answer: Answer
         answer = backends.run_foreach(None, Backend.clip_and_step, asked)
         if isinstance(answer, Unready):
             made = make_ready(optimizer, answer)
             answer = backends.run_foreach(None, Backend.clip_and_step, asked._replace(fresh=set(made)))
+            if isinstance(answer, Unready):
+                answer = Declined("a parameter's state is incomplete")
+        is_taken = not isinstance(answer, Declined)
     finally:
-        if isinstance(answer, Declined | Unready):
+        if not is_taken:
             discard_state(optimizer, made)
-    if isinstance(answer, Declined | Unready):
-        return answer if isinstance(answer, Declined) else Declined("a parameter's state is incomplete")
+    if isinstance(answer, Declined):
+        return answer
     # A scheduler that was given the wrapped optimizer looks here to warn of a step left out.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     outcome = _counted(answer, tally, decided)
@@ -73,12 +77,9 @@ def step(
 
 def _counted(answer: Stepped | None, tally: Tally, decided: Decided | None) -> Outcome:
     """Return what happened, and count it unless the kernels have."""
+    outcome = NO_GRADIENTS if answer is None else Outcome.of(answer)
     if decided is not None:
         outcome = decided.outcome
-    elif answer is None:
-        outcome = NO_GRADIENTS
-    else:
-        outcome = Outcome.of(answer)
     if answer is not None and isinstance(answer.skipped, Tensor):
         tally.last = outcome
     else:

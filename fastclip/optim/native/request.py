@@ -12,15 +12,13 @@ from fastclip.backends.step import Given, Step
 from fastclip.optim.gradients import Decided, parameters
 from fastclip.optim.outcome import Tally
 from fastclip.optim.settings import Amp, Settings
-from fastclip.strategies import Strategy
-from fastclip.strategies.within import Elements, Units
+from fastclip.strategies.within import Elements, Units, Within
 
 
 def request(
     optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
 ) -> Step | Declined:
     """Return what a backend has to know of a step."""
-    assert not isinstance(settings.max_norm, Strategy)  # which has been asked by now
     given, dtensor, within = None, None, None
     instead: dict[Tensor, Tensor] = {}
     if decided is not None:
@@ -36,7 +34,7 @@ def request(
         is_sgd=type(optimizer) is SGD,
         param_groups=optimizer.param_groups,
         state=optimizer.state,
-        max_norm=settings.max_norm,
+        max_norm=settings.max_norm,  # type: ignore[arg-type]  # no strategy by now
         norm_type=settings.norm_type,
         skips=settings.skips,
         write_grads=settings.write_grads,
@@ -44,13 +42,19 @@ def request(
         found_inf=amp.found_inf,
         counts_on=tally.counts_on,
         given=given,
-        max_value=within.max_value if isinstance(within, Elements) else math.inf,
-        units=_units(within, optimizer) if isinstance(within, Units) else None,
+        max_value=math.inf if within is None else _max_value(within),
+        units=None if within is None else _units(within, optimizer),
         dtensor=dtensor,
         instead=instead,
         fresh=set(),
     )
 
 
-def _units(within: Units, optimizer: Optimizer) -> tuple[float, float, list[int]]:
+def _max_value(within: Within) -> float:
+    return within.max_value if isinstance(within, Elements) else math.inf
+
+
+def _units(within: Within, optimizer: Optimizer) -> tuple[float, float, list[int]] | None:
+    if not isinstance(within, Units):
+        return None
     return within.ratio, within.eps, within.numels(parameters(optimizer))
