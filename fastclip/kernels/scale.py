@@ -16,11 +16,19 @@ def _scaled(x, mask, args):
 
 
 @triton.jit
-def _scale_chunk(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+def _scale_elements(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
     address, numel, wide_factor = args
     factor = wide_factor if ELEMENT == tl.float64 else wide_factor.to(tl.float32)
     update_tiles(address, numel, _scaled, (factor,), ELEMENT, CONSTANTS[0])
     return numel
+
+
+@triton.jit
+def _scale_chunk(chunks, index, factor, ROWS: tl.constexpr):
+    address, numel, dtype = load_chunk(chunks, index)
+    # A float32 factor of 1 would write what it read.
+    if tl.where(dtype == FLOAT64, factor, factor.to(tl.float32).to(tl.float64)) != 1.0:
+        of_dtype(dtype, _scale_elements, (address, numel, factor), (ROWS,))
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
@@ -38,18 +46,14 @@ def scale_kernel(chunks, num_chunks, coefficients, PER_TENSOR: tl.constexpr, ROW
     Scratch     none.
     """
     last = num_chunks - 1 - tl.program_id(0)
-    shared = tl.load(coefficients)
-    num_left = last + 1
-    if not PER_TENSOR:
-        num_left = tl.where(shared != 1.0, num_left, 0)
-    for back in range(0, num_left, tl.num_programs(0)):
-        address, numel, dtype = load_chunk(chunks, last - back)
-        factor = shared
-        if PER_TENSOR:
-            factor = tl.load(coefficients + load_span(chunks, last - back))
-        # A float32 factor of 1 would write what it read.
-        if tl.where(dtype == FLOAT64, factor, factor.to(tl.float32).to(tl.float64)) != 1.0:
-            of_dtype(dtype, _scale_chunk, (address, numel, factor), (ROWS,))
+    if PER_TENSOR:
+        for back in range(0, last + 1, tl.num_programs(0)):
+            _scale_chunk(chunks, last - back, tl.load(coefficients + load_span(chunks, last - back)), ROWS)
+    else:
+        shared = tl.load(coefficients)
+        if shared != 1.0:
+            for back in range(0, last + 1, tl.num_programs(0)):
+                _scale_chunk(chunks, last - back, shared, ROWS)
 
 
 def scale(table: Table, coefficients: Tensor, per_tensor: bool = False) -> None:

@@ -2,8 +2,8 @@
 
     optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), lr=3e-4), max_norm=1.0)
 
-`wrapper`, `attach` and `grad_scaler` are what callers see; `routes` chooses between `native`, `torch_fused`
-and `plain`; `closures`, `gradients`, `outcome` and `settings` serve them all.
+`wrapper`, `attach` and `grad_scaler` are what callers see. A step goes the first route that takes it:
+`native` or, by `routes`, `torch_fused` or `plain`. The rest serves them all.
 """
 
 from fastclip.optim.attach import AttachedClipping, attach
