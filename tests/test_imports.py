@@ -29,51 +29,112 @@ FORBIDDEN = (
     ),
 )
 
-# What lies under each layer, highest first; a module may import its own layer and those below.
-LAYERS = (
-    ("cli",),
-    ("demo",),
-    ("bench",),
-    ("tuner",),
-    ("monitor",),
-    ("pages",),
-    ("files",),
-    ("optim",),
-    ("strategies",),
-    ("patch",),
-    ("clip_grad", "norms"),
-    ("distributed",),
-    ("backends",),
-    ("kernels", "_C"),
-    ("reference",),
-    ("errors", "_version"),
-)
-# The same within the tuner: files on top of four folders.
-TUNER_LAYERS = (
-    ("cli",),
-    ("config",),
-    ("cross_validation", "suggest", "estimators"),
-    ("tuner_cv",),
-    ("predicting",),
-    ("report", "progress", "loggers"),
-    ("study",),
-    ("executors", "data"),
-    ("training",),
-    ("errors",),
-)
-# And within the benchmark: the engine is what lies under the steps.
-BENCH_LAYERS = (
-    ("suite", "table", "report"),
-    ("sections", "targets", "device_plot"),
-    ("plot", "distributed", "launches", "strategies", "training"),
-    ("steps",),
-    ("runner",),
-    ("results",),
-    ("check", "bandwidth"),
-    ("cases",),
-    ("devices", "peers"),
-    ("models", "timing", "environment", "isolation", "progress"),
-)
+# What lies under each layer of a folder, highest first; a module may import its own layer and those below.
+LAYERS = {
+    "": (
+        ("cli",),
+        ("demo",),
+        ("bench",),
+        ("tuner",),
+        ("monitor",),
+        ("pages",),
+        ("files",),
+        ("optim",),
+        ("strategies",),
+        ("patch",),
+        ("clip_grad", "norms"),
+        ("distributed",),
+        ("backends",),
+        ("kernels", "_C"),
+        ("reference",),
+        ("errors", "_version"),
+    ),
+    "backends": (("triton", "cuda"), ("devices",), ("cpu", "eager"), ("read_step",), ("base",), ("step",)),
+    "kernels": (
+        ("thresholds",),
+        ("step",),
+        ("coefficients", "norm"),
+        ("scale", "clamp", "nonfinite"),
+        ("accumulate",),
+        ("tiles",),
+        ("columns", "blocks"),
+        ("step_table",),
+        ("table",),
+    ),
+    "distributed": (("everywhere",), ("shards",), ("plan",), ("payload", "reading", "marks")),
+    "strategies": (
+        ("packing",),
+        ("skip",),
+        ("percentile", "zscore", "median_mad", "quantile_servo", "ema", "norm_stabilised"),
+        ("fixed", "schedule", "agc", "per_tensor", "value", "block_rms"),
+        ("base",),
+        ("within", "windows", "on_device"),
+    ),
+    "optim": (
+        ("attach", "grad_scaler"),
+        ("wrapper",),
+        ("checkpoints", "closures"),
+        ("routes",),
+        ("native", "torch_fused", "plain"),
+        ("deciding",),
+        ("gradients",),
+        ("settings",),
+        ("outcome", "callers"),
+    ),
+    "monitor": (
+        ("cli",),
+        ("report",),
+        ("terminal", "pictures"),
+        ("suggestion",),
+        ("bins",),
+        ("reading",),
+        ("monitor",),
+        ("writers",),
+        ("records",),
+        ("parameters", "alarms"),
+        ("blocks", "history"),
+    ),
+    "pages": (("pictures",), ("template", "style", "ticks")),
+    # The files of a search on top of four folders.
+    "tuner": (
+        ("cli",),
+        ("config",),
+        ("cross_validation", "suggest", "estimators"),
+        ("tuner_cv",),
+        ("predicting",),
+        ("report", "progress", "loggers"),
+        ("study",),
+        ("executors", "data"),
+        ("training",),
+        ("errors",),
+    ),
+    # The engine lies under the steps.
+    "bench": (
+        ("suite", "table", "report"),
+        ("sections", "targets", "device_plot"),
+        ("plot", "distributed", "launches", "strategies", "training"),
+        ("steps",),
+        ("runner",),
+        ("results",),
+        ("check", "bandwidth"),
+        ("cases",),
+        ("devices", "peers"),
+        ("models", "timing", "environment", "isolation", "progress"),
+    ),
+    "demo": (
+        ("run",),
+        ("comparison_table",),
+        ("comparison", "rescue"),
+        ("training",),
+        ("report", "plot", "outcomes"),
+        ("history",),
+        ("search", "runs"),
+        ("studies",),
+        ("tasks",),
+        ("data",),
+        ("models", "clip_then_step"),
+    ),
+}
 
 
 def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
@@ -147,11 +208,10 @@ def imports_of(path: Path, prefix: str) -> Iterator[str]:
                 yield name.removeprefix(prefix).partition(".")[0]
 
 
-def upward_imports(
-    package: Path, layers: tuple[tuple[str, ...], ...] = LAYERS, prefix: str = "fastclip."
-) -> list[str]:
-    """Every import that goes against the layers of a package, whose files lie in `package`."""
-    rank = ranks(layers)
+def upward_imports(folder: str, root: Path = PACKAGE) -> list[str]:
+    """Every import that goes against the layers of a folder of the package, which lies in `root`."""
+    rank, package = ranks(LAYERS[folder]), root / folder
+    prefix = f"fastclip.{folder}." if folder else "fastclip."
     found = []
     for path in sorted(package.rglob("*.py")):
         layer = path.relative_to(package).with_suffix("").parts[0]
@@ -170,22 +230,23 @@ def modules_in(package: Path) -> set[str]:
     } - {"__init__"}
 
 
-@pytest.mark.parametrize(
-    ("folder", "layers"),
-    [("", LAYERS), ("tuner", TUNER_LAYERS), ("bench", BENCH_LAYERS)],
-    ids=["fastclip", "tuner", "bench"],
-)
-def test_layers_are_the_modules_there_are(folder: str, layers: tuple[tuple[str, ...], ...]) -> None:
-    assert set(ranks(layers)) - {"_C"} == modules_in(PACKAGE / folder)
+every_folder = pytest.mark.parametrize("folder", LAYERS, ids=lambda folder: folder or "fastclip")
 
 
-def test_imports_go_down() -> None:
-    assert upward_imports(PACKAGE) == []
+@every_folder
+def test_layers_are_the_modules_there_are(folder: str) -> None:
+    assert set(ranks(LAYERS[folder])) - {"_C"} == modules_in(PACKAGE / folder)
 
 
-@pytest.mark.parametrize(("folder", "layers"), [("tuner", TUNER_LAYERS), ("bench", BENCH_LAYERS)])
-def test_imports_within_a_folder_go_down(folder: str, layers: tuple[tuple[str, ...], ...]) -> None:
-    assert upward_imports(PACKAGE / folder, layers, f"fastclip.{folder}.") == []
+def test_every_folder_has_its_layers() -> None:
+    """Those within folders of one subject aside, of which the test of circles says enough."""
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert folders == set(LAYERS) - {""}
+
+
+@every_folder
+def test_imports_go_down(folder: str) -> None:
+    assert upward_imports(folder) == []
 
 
 def test_an_upward_import_is_found(tmp_path: Path) -> None:
@@ -193,10 +254,10 @@ def test_an_upward_import_is_found(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     with (copy / "backends" / "eager.py").open("a") as file:
         file.write("\ndef late():\n    from fastclip import clip_grad\n    return clip_grad\n")
-    assert upward_imports(copy) == ["backends -> clip_grad"]
+    assert upward_imports("", copy) == ["backends -> clip_grad"]
     with (copy / "tuner" / "training" / "data.py").open("a") as file:
         file.write("\ndef late():\n    import fastclip.tuner.study.search\n")
-    assert upward_imports(copy / "tuner", TUNER_LAYERS, "fastclip.tuner.") == ["training -> study"]
+    assert upward_imports("tuner", copy) == ["training -> study"]
 
 
 def modules_imported_by(path: Path, known: set[str]) -> set[str]:
