@@ -1,6 +1,5 @@
 """Worker processes: folds that are lost, searches that are interrupted, and the same trials everywhere."""
 
-import json
 import os
 import signal
 import subprocess
@@ -58,36 +57,6 @@ class TestProcesses(ExecutorContract):
         assert is_running(pid)
         executor.close()
         assert not is_running(pid)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
-def test_workers_of_one_server_have_the_environment_of_their_search(tmp_path, monkeypatch):
-    servers = set()
-    for value in ("one", "other"):
-        monkeypatch.setenv("FASTCLIP_TEST_VARIABLE", value)
-        (folder := tmp_path / value).mkdir()
-        cross_validate(
-            cases.noting_environment, {"folder": str(folder)}, cases.blobs(), cv=2, max_epochs=1, n_jobs=2
-        )
-        told = [json.loads(path.read_text()) for path in folder.iterdir() if path.name != str(os.getpid())]
-        assert {found for found, _ in told} == {value}
-        servers |= {parent for _, parent in told}
-    assert len(servers) == 1
-    assert os.getpid() not in servers
-
-
-def test_no_device_is_asked_for_before_workers_are_forked():
-    """A fork of a process that has spoken to the CUDA driver cannot do so any more."""
-    code = """
-import torch
-def refuse(*_, **__):
-    raise AssertionError("a CUDA device was asked for")
-for name in ("is_available", "device_count", "init", "_lazy_init", "current_device"):
-    setattr(torch.cuda, name, refuse)
-import fastclip.tuner.executors.preloaded
-assert not torch.cuda.is_initialized()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):

@@ -1,8 +1,7 @@
-"""Small models and data for the tuner's tests, importable by workers."""
+"""Small models and data for the tuner's tests, importable by spawned workers."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -88,13 +87,6 @@ def always_nan(params: dict[str, Any]) -> nn.Module:
 
 def broken(params: dict[str, Any]) -> nn.Module:
     raise ValueError("no such layer")
-
-
-def noting_environment(params: dict[str, Any]) -> nn.Module:
-    """Writes to the folder what a process that trains has in its environment, and which one has forked it."""
-    told = [os.environ.get("FASTCLIP_TEST_VARIABLE"), os.getppid()]
-    (Path(params["folder"]) / str(os.getpid())).write_text(json.dumps(told))
-    return mlp(params)
 
 
 def out_of_memory_above_32(params: dict[str, Any]) -> nn.Module:

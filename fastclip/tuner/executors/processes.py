@@ -1,8 +1,7 @@
-"""Worker processes that train folds and are replaced when they die or hang."""
+"""Spawned worker processes that train folds and are replaced when they die or hang."""
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import pickle
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,6 @@ from fastclip.tuner.executors.base import EpochCallback
 from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
-
-PRELOADED = "fastclip.tuner.executors.preloaded"
 
 MAX_ATTEMPTS = 2
 BEAT_SECONDS = 1.0
@@ -46,10 +42,7 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """Trains folds in processes of their own, one per device slot.
-
-    On Linux they are forked from a server that has imported torch, and nothing else: each starts at once and
-    shares that memory. Elsewhere they are spawned.
+    """Trains folds in spawned processes, one per device slot.
 
     Plain processes, polled, because a pool ends as a whole when one of its processes dies. The study's
     storage stays with the parent: a worker only sends signs of life, epoch records and results.
@@ -120,13 +113,13 @@ class ProcessExecutor:
         self._folder.cleanup()
 
     def _start(self, device: torch.device) -> _Worker:
-        context = _start_method()
-        ours, theirs = context.Pipe()
-        process = context.Process(  # type: ignore[attr-defined]
+        spawn = multiprocessing.get_context("spawn")
+        ours, theirs = spawn.Pipe()
+        process = spawn.Process(
             target=_work,
             args=(
                 *(theirs, self._context_path, str(device)),
-                *(self._on_epoch is not None, self._may_prune, dict(os.environ)),
+                *(self._on_epoch is not None, self._may_prune, os.getpid()),
             ),
             daemon=True,
             name=WORKER_NAME,
@@ -188,21 +181,12 @@ class ProcessExecutor:
         return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
 
 
-def _start_method() -> BaseContext:
-    """Return how processes start. A fork of this one would have its threads' locks and its CUDA contexts."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOADED])
-    return context
-
-
 def _pickle(context: FoldContext) -> bytes:
     try:
         return pickle.dumps(context)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise TypeError(
-            f"ProcessExecutor: the study cannot be sent to a worker: {error}; expected model_init, "
+            f"ProcessExecutor: the study cannot be sent to a spawned worker: {error}; expected model_init, "
             "loss and scoring to be functions at the top level of a module. Use n_jobs=1 to train them here."
         ) from error
 
@@ -222,20 +206,19 @@ def _work(
     device: str,
     has_epoch_callback: bool,
     may_prune: bool,
-    environment: dict[str, str],
+    parent: int,
 ) -> None:
     """Train folds until the parent is gone: the body of a worker process."""
-    os.environ.update(environment)  # the server has that of its own start
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         context: FoldContext = pickle.loads(context_path.read_bytes())
-        # Spawned, it would look like a hang in the first fold.
-        importlib.import_module(PRELOADED)
+        # torch imports its compiler with the first optimizer, which would look like a hang in the first fold.
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         connection.send(("ready", None))
         while True:
             task: FoldTask = connection.recv()
-            beat = _Beat(connection)
+            beat = _Beat(connection, parent)
             report = _reporter(connection, may_prune) if has_epoch_callback else None
             result = run_fold(context, task, torch.device(device), on_epoch=report, on_step=beat)
             connection.send(("result", result))
@@ -254,9 +237,8 @@ def _reporter(connection: Connection, may_prune: bool) -> Callable[[Any], bool]:
 class _Beat:
     """Tells the parent once a second that steps are being taken, and ends an orphan."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._parent = multiprocessing.parent_process()
+    def __init__(self, connection: Connection, parent: int) -> None:
+        self._connection, self._parent = connection, parent
         self._last = time.monotonic()
 
     def __call__(self) -> None:
@@ -264,6 +246,6 @@ class _Beat:
         if now - self._last < BEAT_SECONDS:
             return
         self._last = now
-        if self._parent is None or not self._parent.is_alive():
+        if os.getppid() != self._parent:
             sys.exit(0)
         self._connection.send(("beat", None))
