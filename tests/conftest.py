@@ -105,7 +105,7 @@ What compiles in several processes comes beside what mostly waits.
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let several processes begin with the longest files, then those of few tests, which are slower tests."""
-    if getattr(config.option, "numprocesses", None):
+    if hasattr(config, "workerinput"):  # of pytest-xdist, whose workers collect
         counts = Counter(item.path for item in items)
         places = {name: place for place, name in enumerate(LONGEST)}
 
