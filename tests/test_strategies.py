@@ -89,10 +89,11 @@ def test_a_device_learns_the_same_in_one_launch(
                 theirs.learn(seen)
         else:
             param = torch.nn.Parameter(torch.zeros(1))
-            decision = ours.decide(Gradients([param], seen))
+            gradients = Gradients([param], seen, norms=seen.reshape(1))
+            decision = ours.decide(gradients)
             found = [decision.threshold, decision.coefs]
             with fastclip.use_backend("cpu"):
-                decision = theirs.decide(Gradients([param], seen))
+                decision = theirs.decide(gradients)
             expected = [decision.threshold, decision.coefs]
             if not seen.isfinite():  # for which there is no threshold
                 found, expected = found[1:], expected[1:]
