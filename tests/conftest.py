@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 
 # Before torch loads OpenMP: threads that spin while they wait slow each other down on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -67,53 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Leave out what needs more memory than a small machine has, unless -m asks for a choice of its own."""
     if not config.option.markexpr:
         config.option.markexpr = "not large"
-
-
-HERE = Path(__file__).parent
-
-LONGEST = (
-    "test_triton_compile",
-    "test_tuner_ray",
-    "test_tuner_postgres",
-    "test_tuner_workers",
-    "test_tuner_cli",
-    "test_bench_distributed",
-    "test_cuda_build",
-    "test_docs",
-    "test_wheel",
-    "test_optim_examples",
-    "contract/test_step",
-    "test_distributed",
-    "test_distributed_clients",
-    "test_demo",
-    "test_tuner_report",
-    "contract/test_norm",
-    "contract/test_clip",
-    "test_demo_studies",
-    "test_tuner_mistakes",
-    "test_bench",
-    "test_strategies_optim",
-    "test_tuner_search",
-    "test_demo_tasks",
-    "test_demo_charlm",
-)
-"""Files that take from more than a minute of a core down to 10 s, in the order to begin with them.
-
-What compiles in several processes comes beside what mostly waits.
-"""
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let several processes begin with the longest files, then those of few tests, which are slower tests."""
-    if hasattr(config, "workerinput"):  # of pytest-xdist, whose workers collect
-        counts = Counter(item.path for item in items)
-        places = {name: place for place, name in enumerate(LONGEST)}
-
-        def order(item: pytest.Item) -> tuple[int, int, Path]:
-            name = Path(os.path.relpath(item.path, HERE)).with_suffix("").as_posix()
-            return places.get(name, len(places)), counts[item.path], item.path
-
-        items.sort(key=order)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -262,8 +262,9 @@ def test_fewer_gradients_than_parameters_leave_places_empty() -> None:
     strategy = strategies.NormStabilised()
     strategy.decide(Gradients([], torch.tensor(1.0), norms=torch.tensor([0.6, 0.8])))
     row = packing.packed(strategy, 3)
-    assert len(row) == packing.length(strategies.NormStabilised(), 3)
-    state = packing.unpacked(row, strategies.NormStabilised(), 3)
+    assert len(row) == len(packing.packed(strategies.NormStabilised(), 3))
+    state, rest = packing.unpacked([*row, 5.0], strategies.NormStabilised(), 3)
+    assert rest == [5.0]
     for name in ("mean", "square", "seen"):
         assert state[name].tolist() == strategy.state_dict()[name].tolist()
     with pytest.raises(ValueError, match="seen 2 gradients in a step; expected at most 1"):

@@ -137,23 +137,6 @@ def test_first_step_makes_the_state_that_torch_makes(option: str, more: dict[str
             torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-7)
 
 
-def test_parameters_that_get_gradients_later() -> None:
-    ours, theirs = cases.parameters(), cases.parameters()
-    optimizer, plain = clipped(AdamW(ours, amsgrad=True)), AdamW(theirs, amsgrad=True)
-    for number, grads in enumerate(cases.gradients(6)):
-        for params in (ours, theirs):
-            cases.give(params, grads)
-            for index, param in enumerate(params):
-                if (index + number) % 3 == 0:
-                    param.grad = None
-        optimizer.step()
-        torch.nn.utils.clip_grad_norm_(theirs, cases.MAX_NORM)
-        plain.step()
-    torch.testing.assert_close([p.detach() for p in ours], [p.detach() for p in theirs], rtol=1e-5, atol=1e-6)
-    want = [plain.state[p]["step"] for p in theirs]
-    assert [optimizer.state[p]["step"] for p in ours] == want
-
-
 def test_groups_have_their_own_options_and_one_norm() -> None:
     ours, theirs = cases.parameters(), cases.parameters()
 

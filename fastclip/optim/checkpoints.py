@@ -26,7 +26,7 @@ from fastclip.optim.deciding import GROUP_KEY, clippers, strategies_of
 from fastclip.optim.outcome import Stats, Tally
 from fastclip.optim.settings import Settings
 from fastclip.strategies import Strategy
-from fastclip.strategies.packing import length, packed, unpacked
+from fastclip.strategies.packing import packed, unpacked_all
 
 KEY = "fastclip"
 """Under which the counters stand."""
@@ -122,7 +122,7 @@ def loading(
     row, saved = numbers.pop(_ROW, []), numbers.pop(STRATEGIES, {})
     states = [(s, saved[name]) for name, s in strategies_of(optimizer, settings) if name in saved]
     if row:
-        states += _taken_apart(row, list(_strategies(optimizer, settings)))
+        states += unpacked_all(row, _strategies(optimizer, settings))
     for strategy, state in states:
         copy.deepcopy(strategy).load_state_dict(state)  # objects to what it cannot load
     own = [group.get(GROUP_KEY) for group in optimizer.param_groups]
@@ -143,23 +143,6 @@ def _strategies(optimizer: Optimizer, settings: Settings) -> Iterator[tuple[Stra
     for clipper in clippers("state_dict", optimizer, settings):
         if isinstance(clipper.max_norm, Strategy):
             yield clipper.max_norm, sum(param.requires_grad for param in clipper.params)
-
-
-def _taken_apart(
-    row: list[float], strategies: list[tuple[Strategy, int]]
-) -> list[tuple[Strategy, dict[str, Any]]]:
-    """Return the states of these strategies, which stand in a row.
-
-    Raises:
-        ValueError: The row is that of other strategies.
-    """
-    states, at = [], 0
-    for number, (strategy, num_gradients) in enumerate(strategies, 1):
-        end = at + length(strategy, num_gradients)
-        part = row[at:] if number == len(strategies) else row[at:end]
-        states.append((strategy, unpacked(part, strategy, num_gradients)))
-        at = end
-    return states
 
 
 def _of_numbers(group: dict[str, Any], instead: dict[str, Any]) -> dict[str, Any]:

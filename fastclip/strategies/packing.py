@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,60 +33,80 @@ def packed(strategy: Strategy, num_gradients: int) -> list[float]:
     """
     row = [_class_number(strategy)]
     own = dict(_values(strategy.state_dict()))
-    for path, size in _sizes(strategy, num_gradients):
+    for path, like in _places(strategy, num_gradients):
         value = own.get(path)
         numbers = [] if value is None else torch.as_tensor(value).reshape(-1).tolist()
-        if len(numbers) > size:
+        if len(numbers) > like.numel():
             raise ValueError(
                 f"{type(strategy).__name__}: it has seen {len(numbers)} gradients in a step; expected at "
                 f"most {num_gradients}, the parameters that require one."
             )
         row.append(_ABSENT if value is None else len(numbers))
-        row += numbers + [math.nan] * (size - len(numbers))
+        row += numbers + [math.nan] * (like.numel() - len(numbers))
     return row
 
 
-def unpacked(row: Sequence[float], strategy: Strategy, num_gradients: int) -> dict[str, Any]:
-    """Return what `load_state_dict` of the strategy takes; of one that grows, what it has seen by now.
+def unpacked(
+    row: Sequence[float], strategy: Strategy, num_gradients: int
+) -> tuple[dict[str, Any], Sequence[float]]:
+    """Return what `load_state_dict` of the strategy takes, and the rest of the row.
+
+    Of a strategy that grows it is what that has seen by now.
 
     Raises:
-        ValueError: The row is that of another strategy.
+        ValueError: The row begins with that of another strategy.
     """
-    sizes = list(_sizes(strategy, num_gradients))
-    if not row or row[0] != _class_number(strategy) or len(row) != 1 + sum(1 + size for _, size in sizes):
-        raise ValueError(
-            f"{strategy!r}: the checkpoint is of another strategy; expected the same, with the same settings."
-        )
+    places = list(_places(strategy, num_gradients))
+    end = 1 + sum(1 + like.numel() for _, like in places)
+    if len(row) < end or row[0] != _class_number(strategy):
+        raise ValueError(_of_another(strategy))
     state: dict[str, Any] = strategy.state_dict()
-    like = dict(_values(_begun(strategy, num_gradients).state_dict()))
     at = 1
-    for path, size in sizes:
-        length = row[at]
-        numbers = torch.tensor(row[at + 1 : at + 1 + max(int(length), 0)], dtype=torch.float64)
-        at += 1 + size
+    for path, like in places:
+        size, at = row[at], at + 1
         *folders, name = path
         folder = state
         for key in folders:
             folder = folder[key]
-        if length == _ABSENT:
+        if size == _ABSENT:
             folder.pop(name, None)
-        elif isinstance(like[path], Tensor):
-            folder[name] = numbers.reshape(like[path].shape) if length == size else numbers
         else:
-            folder[name] = int(numbers)
-    return state
+            numbers = torch.tensor(row[at : at + int(size)], dtype=torch.float64)
+            folder[name] = numbers.reshape(like.shape) if size == like.numel() else numbers
+        at += like.numel()
+    return state, row[end:]
 
 
-def length(strategy: Strategy, num_gradients: int) -> int:
-    """Return how long the row is."""
-    return 1 + sum(1 + size for _, size in _sizes(strategy, num_gradients))
+def unpacked_all(
+    row: Sequence[float], strategies: Iterable[tuple[Strategy, int]]
+) -> list[tuple[Strategy, dict[str, Any]]]:
+    """Return the states of strategies whose rows stand one behind the other.
+
+    Args:
+        row: All of them.
+        strategies: Each with its number of gradients.
+
+    Raises:
+        ValueError: The rows are those of other strategies.
+    """
+    states = []
+    for strategy, num_gradients in strategies:
+        state, row = unpacked(row, strategy, num_gradients)
+        states.append((strategy, state))
+    if states and row:
+        raise ValueError(_of_another(states[-1][0]))
+    return states
 
 
-def _sizes(strategy: Strategy, num_gradients: int) -> Iterator[tuple[_Path, int]]:
-    """Yield where each value stands and how many numbers it has at most."""
+def _of_another(strategy: Strategy) -> str:
+    return f"{strategy!r}: the checkpoint is of another strategy; expected the same, with the same settings."
+
+
+def _places(strategy: Strategy, num_gradients: int) -> Iterator[tuple[_Path, Tensor]]:
+    """Yield where each value stands, and one of its shape with as many numbers as there are at most."""
     if not strategy.grows:
         for path, value in _values(_begun(strategy, num_gradients).state_dict()):
-            yield path, value.numel() if isinstance(value, Tensor) else 1
+            yield path, torch.as_tensor(value)
 
 
 def _begun(strategy: Strategy, num_gradients: int) -> Strategy:
