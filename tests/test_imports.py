@@ -49,6 +49,7 @@ LAYERS = {
         ("reference",),
         ("errors", "_version"),
     ),
+    "cli": (("__main__",), ("bench", "demo"), ("options",)),
     "backends": (("triton", "cuda"), ("devices",), ("cpu", "eager"), ("read_step",), ("base",), ("step",)),
     "kernels": (
         ("thresholds",),

@@ -1,119 +1,21 @@
-"""The `fastclip` command: info, bench, demo, tune, monitor."""
+"""`fastclip bench`: which benchmark to run, and where its results go."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import fastclip
+import click
+from click.core import ParameterSource
+
 from fastclip import bench
 from fastclip.bench.suite import SECTIONS, NoDeviceError, SuiteOptions, run_suite
-
-# Module that may be missing -> the extra that brings it.
-EXTRAS = {
-    **{"click": "cli", "rich": "cli", "matplotlib": "report", "jinja2": "report"},
-    **{"PIL": "demo", "optuna": "demo", "sklearn": "demo"},
-}
-MISSING = (
-    "fastclip: {module} is not installed. Install what this command needs: pip install 'fastclip[{extra}]'"
-)
-USAGE_ERROR = 2
-
-try:
-    import click
-    from click.core import ParameterSource
-
-    from fastclip.monitor.cli import monitor
-except ModuleNotFoundError:
-    print(MISSING.format(module="click", extra=EXTRAS["click"]), file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+from fastclip.cli.options import FILE, one_or_more_of, output_file
 
 
-def main() -> None:
-    """Run the command line; a missing extra ends it with the extra's name and exit code 2."""
-    try:
-        cli()
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module not in EXTRAS:
-            raise
-        print(MISSING.format(module=module, extra=EXTRAS[module]), file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-
-
-def one_or_more_of(choices: Iterable[str]) -> Callable[..., tuple[str, ...]]:
-    """Return an option's callback that splits at commas and turns down names that are not choices."""
-    known = tuple(choices)
-
-    def convert(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-        names = [name.strip() for value in values for name in value.split(",")]
-        for name in names:
-            if name not in known:
-                raise click.BadParameter(f"{name!r} is unknown; expected one or more of {', '.join(known)}.")
-        return tuple(dict.fromkeys(names))
-
-    return convert
-
-
-def output_file(suffix: str) -> Callable[..., Path | None]:
-    """Return an option's callback that makes sure, before any work, that the file can be written."""
-
-    def convert(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
-        if path is None:
-            return None
-        if path.suffix != suffix:
-            raise click.BadParameter(f"{str(path)!r} does not end in {suffix}.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise click.BadParameter(f"{str(path.parent)!r} cannot be made: {error.strerror}.") from error
-        return path
-
-    return convert
-
-
-FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(fastclip.__version__, prog_name="fastclip")
-def cli() -> None:
-    """Gradient clipping for PyTorch that is nearly free and numerically right.
-
-    \b
-    fastclip info            what is installed, and which kernels will run
-    fastclip bench --quick   how fast clipping is here, beside torch's own
-    fastclip demo            watch clipping rescue a network that explodes, and a NaN batch skipped
-    fastclip tune --help     find rate, threshold and initialisation together
-    fastclip monitor RUN     look at a training that fastclip.Monitor watches
-    """
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def info(as_json: bool) -> None:
-    """Show versions, hardware, and each backend with the reason why it is or is not usable.
-
-    \b
-    Examples:
-      fastclip info
-      fastclip info --json | jq .backends
-    """
-    from fastclip.bench import report
-
-    facts = report.installation()
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        from rich.console import Console
-
-        Console().print(report.render(facts))
-
-
-@cli.command("bench")
+@click.command("bench")
 @click.option(
     "--models",
     multiple=True,
@@ -365,109 +267,3 @@ def _bench_steps(
     if json_path is not None:
         save(results, json_path)
         click.echo(f"wrote {json_path}")
-
-
-@cli.command()
-@click.option(
-    "--task",
-    type=click.Choice(["digits", "charlm", "cifar10", "imagefolder", "mnist", "text"]),
-    default="digits",
-    show_default=True,
-    help="digits and charlm bring their data, the others read --data.",
-)
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of CIFAR-10, of images or texts in a folder per class, or of MNIST's idx files.",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("demo-output"),
-    show_default=True,
-    help="Directory for the picture and the search.",
-)
-@click.option(
-    "--epochs", type=click.IntRange(min=1), help="Of each training. Default: the task's own number."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of data, weights and batches.")
-@click.option(
-    "--model",
-    type=click.Choice(
-        ["three-conv", "four-conv", "batch-norm", "simple", "deep-mlp", "embedding-bag", "recurrent"]
-    ),
-    help="Network; the last two sort texts, the others images. Default: the task's own.",
-)
-@click.option(
-    "--size", type=click.IntRange(min=1), help="Pixels of a side to resize own images to. Default: 32."
-)
-@click.option(
-    "--skip-unreadable",
-    is_flag=True,
-    help="Leave own files that are broken or foreign out, and list them.",
-)
-@click.option(
-    "--search/--no-search", default=None, help="End with a search. Default: only the digits, which are small."
-)
-def demo(
-    task: str,
-    data: Path | None,
-    output: Path,
-    epochs: int | None,
-    seed: int,
-    model: str | None,
-    size: int | None,
-    skip_unreadable: bool,
-    search: bool | None,
-) -> None:
-    """Train at a rate that explodes: unclipped, with fastclip, with torch. Then search for a better one.
-
-    The digits are also trained with one batch of NaN, which fastclip skips, and end with the search. Takes
-    about a minute on two cores and downloads nothing. The exit code is 0 if clipping rescued the network,
-    the NaN batch was skipped, and the search found parameters that train it well. Of a folder's images a
-    sample is taken; whether clipping rescued the network is told by what guessing reaches, and the exit code
-    is 0. With --search minutes more: how many is said before it begins.
-
-    \b
-    Examples:
-      fastclip demo
-      fastclip demo --task charlm --seed 3
-      fastclip demo --task imagefolder --data photos --output pictures --search
-      fastclip demo --task cifar10 --data downloads --model batch-norm
-    """
-    from fastclip.demo import DataError, run
-
-    try:
-        code = run(
-            output,
-            task=task,
-            data=data,
-            epochs=epochs,
-            seed=seed,
-            search=search,
-            model=model,
-            size=size,
-            skip_unreadable=skip_unreadable,
-        )
-    except DataError as error:
-        raise click.UsageError(str(error)) from error
-    sys.exit(code)
-
-
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def tune(arguments: tuple[str, ...]) -> None:
-    """Find learning rate, threshold and initialisation by cross-validation: see `fastclip tune --help`."""
-    # The tuner takes seconds to load, which the other commands need not wait for.
-    try:
-        from fastclip.tuner.cli import tune as tuner
-    except ImportError as error:
-        raise click.UsageError(str(error)) from error
-    tuner.main(arguments, prog_name="fastclip tune")
-
-
-cli.add_command(monitor)
-
-
-if __name__ == "__main__":
-    main()

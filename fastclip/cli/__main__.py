@@ -1,0 +1,5 @@
+"""`python -m fastclip.cli`."""
+
+from fastclip.cli import main
+
+main()
