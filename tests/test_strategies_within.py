@@ -109,6 +109,66 @@ def test_every_dtype(strategy: Strategy, dtype: torch.dtype, write_grads: bool) 
     check(copy.deepcopy(strategy), shapes, dtype=dtype, steps=range(3), write_grads=write_grads)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, float("inf")])
+@pytest.mark.parametrize("strategy", [strategies.AGC(0.02), strategies.Value(0.05)], ids=["agc", "value"])
+def test_the_step_measures_on_the_way(
+    strategy: Strategy, norm_type: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def total_norm(*args: Any) -> None:
+        raise AssertionError("the gradients were read once more than the step reads them")
+
+    params = weights([(50, 1000), (3 * CHUNK + 1,), (70, 1)])
+    optimizer = ClippedOptimizer(AdamW(params, lr=1e-2), copy.deepcopy(strategy), norm_type=norm_type)
+    grads = gradients(params, 0)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    monkeypatch.setattr(cpu, "total_norm", total_norm)
+    optimizer.step()
+    assert optimizer.last is not None
+    expected = torch.cat([grad.double().flatten() for grad in grads]).norm(norm_type)
+    assert float(optimizer.last.total_norm) == pytest.approx(float(expected), rel=1e-6)
+    check(copy.deepcopy(strategy), [(50, 1000), (17,)], steps=range(2), norm_type=norm_type)
+
+
+@pytest.mark.parametrize("how", ["fused=False", "hook", "closure", "attach", "scaler"])
+@pytest.mark.parametrize("strategy", [strategies.AGC(0.02), strategies.Value(0.05)], ids=["agc", "value"])
+def test_other_routes_clip_alike(strategy: Strategy, how: str) -> None:
+    ours, theirs = weights([(50, 1000), (17,)]), weights([(50, 1000), (17,)])
+    wrapped = AdamW(ours, lr=1e-2)
+    if how == "attach":
+        fastclip.attach(wrapped, copy.deepcopy(strategy))
+        optimizer: Optimizer = wrapped
+    else:
+        fused = False if how in ("fused=False", "scaler") else None
+        optimizer = ClippedOptimizer(wrapped, copy.deepcopy(strategy), fused=fused)
+    if how == "hook":
+        wrapped.register_step_pre_hook(lambda *_: None)
+    reference = ClippedOptimizer(AdamW(theirs, lr=1e-2), copy.deepcopy(strategy))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.zeros(()))
+    for step in range(3):
+        grads = gradients(theirs, step)
+
+        def fill(grads: list[Tensor] = grads) -> float:
+            scale = 8 if how == "scaler" else 1
+            for mine, its, grad in zip(ours, theirs, grads, strict=True):
+                mine.grad, its.grad = grad * scale, grad.clone()
+            return 0.0
+
+        fill()
+        if how == "scaler":
+            scaler.step(optimizer)
+            scaler.update(8.0)
+        elif how == "closure":
+            optimizer.step(fill)
+        else:
+            optimizer.step()
+        reference.step()
+        assert reference.route == "native"
+        assert how in ("attach", "closure") or optimizer.route == "plain"  # type: ignore[attr-defined]
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @needs_triton
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")

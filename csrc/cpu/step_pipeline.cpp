@@ -49,13 +49,19 @@ StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<Step
   const Pass pass(grads, num_threads);
   const std::vector<double>& given = options.given_coefs;
   std::vector<Accumulator> parts(given.empty() ? pass.chunks().size() : 0);
-  Units units(pass, targets, options.units, options.grad_scale);
+  const bool has_units = !options.units.numel.empty();
+  const bool sums_units = has_units && given.empty() && options.norm_type.kind == NormKind::kTwo;
+  Units units(pass, targets, options.units, options.grad_scale, sums_units);
   StepVerdict stepped{0.0, 1.0, false, 1.0};
   run_stages(
       pass.num_threads(),
       [&](int thread, int team) {
-        if (given.empty()) pass.accumulate(options.norm_type, thread, team, parts);
-        if (!options.units.numel.empty()) units.measure_crossing(thread, team);
+        if (sums_units) {
+          units.accumulate(thread, team, parts);
+        } else if (given.empty()) {
+          pass.accumulate(options.norm_type, thread, team, parts);
+        }
+        if (has_units) units.measure_crossing(thread, team);
       },
       [&] {
         if (!given.empty()) {
@@ -81,7 +87,7 @@ StepVerdict clip_and_step(const std::vector<Span>& grads, const std::vector<Step
             update(pass.table(), grad, begin, numel, target, rules[target.rule],
                    {factor * coef, options.max_value}, options.write_grads);
           };
-          if (units.has(chunk)) {
+          if (units.has(i)) {
             units.for_each(i, run);
           } else {
             run(chunk.begin, chunk.numel, 1.0);

@@ -164,7 +164,7 @@ class AttachedClipping:
             self._tally.add(NO_GRADIENTS)
             return
         folded = settings.fused is not False and torch_fused.unsupported(optimizer) is None
-        folded = folded and torch_fused.unshared(decided) is None and torch_fused.unfit(grads) is None
+        folded = folded and torch_fused.unshared(now, decided) is None and torch_fused.unfit(grads) is None
         if not folded:
             outcome = plain.clip(optimizer, now, amp, decided)
         else:

@@ -34,6 +34,12 @@ class Clipper:
     params: list[Tensor]
     names: list[str] | None
 
+    def present(self) -> tuple[list[Tensor], list[str] | None]:
+        """Return the parameters that have a gradient, and their names."""
+        at = [i for i, param in enumerate(self.params) if param.grad is not None]
+        names = None if self.names is None else [self.names[i] for i in at]
+        return [self.params[i] for i in at], names
+
 
 def clippers(function: str, optimizer: Optimizer, settings: Settings) -> list[Clipper]:
     """Return all thresholds of an optimizer; that of the settings, for groups without their own, last."""
@@ -83,8 +89,8 @@ def decide(
     if whole is None and is_one:
         if not isinstance(settings.max_norm, Strategy):
             return settings, None
-        if (limit := _foreseen(settings.max_norm, optimizer)) is not None:
-            return replace(settings, max_norm=limit), None
+        if (foreseen := _foreseen(function, optimizer, settings)) is not None:
+            return foreseen, None
     every = clippers(function, optimizer, settings)
     found = [
         _measured(function, clipper, settings, amp, whole if len(every) == 1 else None) for clipper in every
@@ -114,16 +120,24 @@ def learn(settings: Settings, now: Settings, outcome: Outcome) -> None:
         strategy.learn(outcome.total_norm, outcome.skipped)
 
 
-def _foreseen(strategy: Strategy, optimizer: Optimizer) -> float | Tensor | None:
-    """Return the threshold if it is known before the norm is, or inf if there is no gradient to clip."""
+def _foreseen(function: str, optimizer: Optimizer, settings: Settings) -> Settings | None:
+    """Return how to clip where the strategy knows it before the norm is known, or has nothing to clip."""
+    strategy = settings.max_norm
     of_all = (p.grad for group in optimizer.param_groups for p in group["params"])
     grad = next((grad for grad in of_all if grad is not None), None)
     if grad is None:
-        return math.inf
-    if not (isinstance(strategy, Global) and strategy.predicts):
+        return replace(settings, max_norm=math.inf)
+    if isinstance(strategy, Global) and strategy.predicts:
+        # A copy: the state that it stands in changes when the step is learned from.
+        limit = strategy.threshold(torch.empty((), dtype=wide_dtype(grad), device=grad.device)).clone()
+        return replace(settings, max_norm=limit)
+    assert isinstance(strategy, Strategy)  # else nobody asks
+    (clipper,) = clippers(function, optimizer, settings)
+    present, names = clipper.present()
+    within = strategy.within(present, names)
+    if within is None or not within.folds(present):
         return None
-    # A copy: the state that it stands in changes when the step is learned from.
-    return strategy.threshold(torch.empty((), dtype=wide_dtype(grad), device=grad.device)).clone()
+    return replace(settings, max_norm=math.inf, within=within)
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ def _measured(
     function: str, clipper: Clipper, settings: Settings, amp: Amp, whole: Shards | None
 ) -> _Measured:
     spread = whole or over_ranks_of(function, clipper.params, settings)
-    present = [p for p in clipper.params if p.grad is not None]
+    present, names = clipper.present()
     found, norms, is_float64 = None, None, False
     if spread is not None:
         norm, found = spread.total_norm(settings.norm_type, amp.found_inf)
@@ -161,9 +175,6 @@ def _measured(
         norm = norm / amp.grad_scale.to(norm.device)
     if found is None and amp.found_inf is not None:
         found = amp.found_inf.to(norm.device)
-    names = clipper.names
-    if names is not None:
-        names = [name for name, p in zip(names, clipper.params, strict=True) if p.grad is not None]
     gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread, norms)
     return _Measured(clipper.max_norm, gradients, found, is_float64)
 

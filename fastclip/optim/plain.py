@@ -51,9 +51,11 @@ def clip(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
         norm = backends.run(
             Backend.clip_grad_norm_, params, settings.max_norm, settings.norm_type, settings.skips
         )
-        return outcome_of(norm, settings, amp)
-    grads = dense_values(params)
-    outcome = measure(grads, settings, amp)
-    if not (may_skip(settings, amp, None) and bool(outcome.skipped)):
-        scale(params, outcome.clip_coef.reshape(1), amp)
+        outcome = outcome_of(norm, settings, amp)
+    else:
+        outcome = measure(dense_values(params), settings, amp)
+        if not (may_skip(settings, amp, None) and bool(outcome.skipped)):
+            scale(params, outcome.clip_coef.reshape(1), amp)
+    if settings.within is not None and not (may_skip(settings, amp, None) and bool(outcome.skipped)):
+        settings.within.clip_(params)
     return outcome

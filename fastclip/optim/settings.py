@@ -14,6 +14,7 @@ from fastclip.backends.base import checked_threshold
 from fastclip.distributed.marks import Ranks
 from fastclip.optim.outcome import Outcome
 from fastclip.strategies import Strategy
+from fastclip.strategies.within import Within
 
 NONFINITE = ("skip", "raise", "propagate")
 
@@ -37,6 +38,7 @@ class Settings:
         write_grads: Leave the clipped gradients in `.grad`.
         group: Ranks that hold further parts, or None.
         mesh: To reduce over at once, or None.
+        within: What to clip within each gradient, after the norm: in a step of a strategy that does no more.
     """
 
     max_norm: MaxNorm
@@ -47,6 +49,7 @@ class Settings:
     write_grads: bool = False
     group: Ranks | None = None
     mesh: DeviceMesh | None = None
+    within: Within | None = None
 
     @classmethod
     def checked(

@@ -31,7 +31,7 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
 
     No host synchronization, except in a first step on a device. torch writes the clipped gradients back.
     """
-    if reason := unsupported(optimizer) or unshared(decided):
+    if reason := unsupported(optimizer) or unshared(settings, decided):
         return Declined(reason)
     grads = gradients(optimizer)
     if not grads:
@@ -50,14 +50,14 @@ def step(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
     return outcome
 
 
-def unshared(decided: Decided | None) -> str | None:
-    """Return why what is decided cannot go through `grad_scale`, which is one number for all, or None."""
+def unshared(settings: Settings, decided: Decided | None) -> str | None:
+    """Return why a step cannot go through `grad_scale`, which is one number for all, or None."""
+    if (settings if decided is None else decided).within is not None:
+        return "there is more to clip within each gradient"
     if decided is None:
         return None
     if decided.shards is not None:
         return "it does not know the norm of other ranks"
-    if decided.within is not None:
-        return "there is more to clip within each gradient"
     return "gradients have coefficients of their own" if decided.coefs.numel() > 1 else None
 
 

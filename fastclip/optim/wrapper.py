@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from fastclip.optim.closures import is_evaluated_once, step_through
 from fastclip.optim.deciding import decide, learn
 from fastclip.optim.native.state import as_torch_keeps_it
 from fastclip.optim.outcome import NO_GRADIENTS, Outcome, Stats, Tally
-from fastclip.optim.settings import Amp, MaxNorm, Settings
+from fastclip.optim.settings import Amp, MaxNorm, Settings, checked_max_norm
 
 ATTACHED = "_fastclip_attached"
 """Attribute of an optimizer that `attach` has put its hooks on: its settings."""
@@ -189,8 +189,8 @@ class ClippedOptimizer(Optimizer):
 
     @max_norm.setter
     def max_norm(self, max_norm: MaxNorm) -> None:
-        rest = {f.name: getattr(self._settings, f.name) for f in fields(Settings) if f.name != "max_norm"}
-        self._held_settings[0] = Settings.checked("ClippedOptimizer", max_norm, **rest)
+        checked = checked_max_norm("ClippedOptimizer", max_norm)
+        self._held_settings[0] = replace(self._settings, max_norm=checked)
 
     @property
     def route(self) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from fastclip.strategies.base import Decision, Gradients, Strategy, positive
 from fastclip.strategies.within import Units
 
@@ -34,14 +36,12 @@ class AGC(Strategy):
         self.eps = positive("AGC", "eps", eps)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
 
-    def decide(self, gradients: Gradients) -> Decision:
-        """Leave the gradients as they are, but for their units."""
-        if gradients.shards is not None:
-            raise ValueError(
-                "AGC: the gradients are spread over ranks, where a unit may be in parts; expected whole "
-                "parameters. PerTensor and Ema(per_tensor=True) take shards."
-            )
-        names = gradients.names
+    def within(self, parameters: Sequence[Tensor], names: Sequence[str] | None) -> Units:
+        """Return the rule for the units.
+
+        Raises:
+            ValueError: Parameters are to be excluded by name, and have none.
+        """
         if self.exclude and names is None:
             raise ValueError(
                 "AGC: exclude is given, and the parameters have no names; expected an optimizer made of "
@@ -49,7 +49,16 @@ class AGC(Strategy):
             )
         included = [
             names is None or not any(fnmatch.fnmatch(names[i], pattern) for pattern in self.exclude)
-            for i in range(len(gradients.parameters))
+            for i in range(len(parameters))
         ]
-        units = Units(self.clipping, self.eps, included)
+        return Units(self.clipping, self.eps, included)
+
+    def decide(self, gradients: Gradients) -> Decision:
+        """Leave the gradients as they are, but for their units."""
+        if gradients.shards is not None:
+            raise ValueError(
+                "AGC: the gradients are spread over ranks, where a unit may be in parts; expected whole "
+                "parameters. PerTensor and Ema(per_tensor=True) take shards."
+            )
+        units = self.within(gradients.parameters, gradients.names)
         return Decision(gradients.total_norm.new_ones(1), within=units)

@@ -105,6 +105,15 @@ class Strategy(ABC):
     def decide(self, gradients: Gradients) -> Decision:
         """Return what to do with these gradients, and learn from them."""
 
+    def within(self, parameters: Sequence[Tensor], names: Sequence[str] | None) -> Within | None:
+        """Return what to clip within each gradient where that is all it does, whatever their norm; else None.
+
+        Args:
+            parameters: Those that have a gradient.
+            names: Of them, or None.
+        """
+        return None
+
     @property
     def of_each(self) -> bool:
         """Whether it asks for the norm of each gradient: the total norm then follows from these."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from fastclip.strategies.base import Decision, Gradients, Strategy, positive
 from fastclip.strategies.within import Elements
 
@@ -22,6 +26,12 @@ class Value(Strategy):
         super().__init__()
         self.clip_value = positive("Value", "clip_value", clip_value)
 
+    def within(self, parameters: Sequence[Tensor], names: Sequence[str] | None) -> Elements:
+        """Return the bound of each element."""
+        return Elements(self.clip_value)
+
     def decide(self, gradients: Gradients) -> Decision:
         """Leave the gradients as they are, but for their elements."""
-        return Decision(gradients.total_norm.new_ones(1), within=Elements(self.clip_value))
+        return Decision(
+            gradients.total_norm.new_ones(1), within=self.within(gradients.parameters, gradients.names)
+        )

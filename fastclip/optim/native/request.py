@@ -19,7 +19,7 @@ def request(
     optimizer: Optimizer, settings: Settings, amp: Amp, tally: Tally, decided: Decided | None
 ) -> Step | Declined:
     """Return what a backend has to know of a step."""
-    given, dtensor, within = None, None, None
+    given, dtensor, within = None, None, settings.within
     instead: dict[Tensor, Tensor] = {}
     if decided is not None:
         outcome, within = decided.outcome, decided.within
