@@ -31,6 +31,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "value": lambda: strategies.Value(0.05),
     "block_rms": lambda: strategies.BlockRMS(0.05),
     "norm_stabilised": lambda: strategies.NormStabilised(),
+    "norm_stabilised_limit": lambda: strategies.NormStabilised(limit=3.0),
     "skip": lambda: strategies.Skip(strategies.MedianMAD(window=16, warmup=5)),
 }
 """With windows and warm-ups that are short enough for a few steps to be beyond them."""
@@ -39,7 +40,7 @@ REMEMBERING = [
     name for name in STRATEGIES if name not in ("fixed", "agc", "per_tensor", "value", "block_rms")
 ]
 
-OF_EACH = ("ema_per_tensor", "per_tensor", "block_rms", "norm_stabilised")
+OF_EACH = ("ema_per_tensor", "per_tensor", "block_rms", "norm_stabilised", "norm_stabilised_limit")
 """Those with a coefficient for each parameter."""
 
 

@@ -103,13 +103,17 @@ def ema(
     return threshold
 
 
-def norm_stabilised(beta1: float, beta2: float, eps: float) -> Callable[[Sequence[float]], float]:
+def norm_stabilised(
+    beta1: float, beta2: float, eps: float, limit: float
+) -> Callable[[Sequence[float]], float]:
     """The coefficient of one gradient with these norms."""
 
     def coefficient(norms: Sequence[float]) -> float:
         mean = square = 0.0
         known = [*seen(norms), norms[-1]]
-        for norm in known:
+        for number, norm in enumerate(known):
+            if square > 0:
+                norm = min(norm, limit * math.sqrt(square / (1 - beta2**number)))
             mean = beta1 * mean + (1 - beta1) * norm
             square = beta2 * square + (1 - beta2) * norm**2
         mean /= 1 - beta1 ** len(known)

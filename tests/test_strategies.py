@@ -126,8 +126,10 @@ def test_a_history_grows_over_several_programs(monkeypatch: pytest.MonkeyPatch) 
     assert len(launches) == len(sequence)
 
 
-def test_norm_stabilised_is_that_of_the_formula() -> None:
-    strategy, formula = strategies.NormStabilised(), oracle.norm_stabilised(0.7, 0.9, 1e-6)
+@pytest.mark.parametrize("limit", [math.inf, 3.0])
+def test_norm_stabilised_is_that_of_the_formula(limit: float) -> None:
+    strategy = strategies.NormStabilised(limit=limit)
+    formula = oracle.norm_stabilised(0.7, 0.9, 1e-6, limit)
     sequence = norms()
     for step, norm in enumerate(sequence, 1):
         found = strategy.decide(of_norm(norm)).coefs
@@ -377,7 +379,7 @@ def test_skip_wants_a_threshold_for_all() -> None:
 
 
 def test_strategies_for_each_want_the_same_parameters() -> None:
-    for name in ("ema_per_tensor", "norm_stabilised"):
+    for name in ("ema_per_tensor", "norm_stabilised", "norm_stabilised_limit"):
         strategy = STRATEGIES[name]()
         strategy.clip_grad_norm_(gradients_of([torch.ones(2)] * 3))
         with pytest.raises(ValueError, match="2 parameters have a gradient, and 3 had one before"):

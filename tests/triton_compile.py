@@ -159,7 +159,7 @@ def threshold_variants() -> Iterator[Variant]:
     yield Variant("ema", thresholds.ema_kernel, signature, block, layout)
     vectors = ("norms", "total_norm", "mean", "square", "seen", "coefficients")
     signature = {**dict.fromkeys(vectors, "*fp64"), "count": "i32"}
-    signature |= dict.fromkeys(("beta1", "beta2", "eps"), "fp64")
+    signature |= dict.fromkeys(("beta1", "beta2", "eps", "limit"), "fp64")
     yield Variant("norm_stabilised", thresholds.norm_stabilised_kernel, signature, block, layout)
 
 

@@ -52,11 +52,14 @@ CONTENDERS: dict[str, Callable[[Optimizer], Clipping]] = {
     "AGC()": _clipped(strategies.AGC),
     "PerTensor()": _clipped(strategies.PerTensor),
     "Value()": _clipped(strategies.Value),
+    "Value(0.01)": _clipped(partial(strategies.Value, 0.01)),
     "BlockRMS()": _clipped(strategies.BlockRMS),
+    "BlockRMS(0.01)": _clipped(partial(strategies.BlockRMS, 0.01)),
     "NormStabilised()": _clipped(strategies.NormStabilised),
+    "NormStabilised(limit=3)": _clipped(partial(strategies.NormStabilised, limit=3)),
     "Skip(MedianMAD())": _clipped(lambda: strategies.Skip(strategies.MedianMAD())),
 }
-"""Name -> makes an optimizer clip: nothing, torch, fixed thresholds, then each strategy as it comes."""
+"""Name -> makes an optimizer clip: nothing, torch, fixed thresholds, each strategy as it comes, some with settings."""
 
 
 @dataclass(frozen=True)

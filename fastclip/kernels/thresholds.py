@@ -401,12 +401,14 @@ def norm_stabilised_kernel(
     beta1: tl.float64,
     beta2: tl.float64,
     eps: tl.float64,
+    limit: tl.float64,
     BLOCK: tl.constexpr,
 ):
-    """Average each norm in and write its coefficient; BLOCK of them per program."""
+    """Average each norm in, up to the limit, and write its coefficient; BLOCK of them per program."""
     beta1 = tl.full([], beta1, tl.float64)
     beta2 = tl.full([], beta2, tl.float64)
     eps = tl.full([], eps, tl.float64)
+    limit = tl.full([], limit, tl.float64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
     x = tl.load(norms + place, mask, other=0.0).to(tl.float64)
@@ -414,8 +416,10 @@ def norm_stabilised_kernel(
     first = tl.load(mean + place, mask, other=0.0)
     second = tl.load(square + place, mask, other=0.0)
     number = tl.load(seen + place, mask, other=0.0)
-    first = tl.where(counts, x + beta1 * (first - x), first)
-    second = tl.where(counts, x * x + beta2 * (second - x * x), second)
+    before = tl.sqrt(second / (1.0 - tl.exp(number * tl.log(beta2))))
+    known = tl.where((before > 0.0) & (x > limit * before), limit * before, x)  # before is nan at first
+    first = tl.where(counts, known + beta1 * (first - known), first)
+    second = tl.where(counts, known * known + beta2 * (second - known * known), second)
     number = tl.where(counts, number + 1.0, number)
     tl.store(mean + place, first, mask)
     tl.store(square + place, second, mask)
@@ -429,7 +433,7 @@ def norm_stabilised(
     norms: Tensor,
     total_norm: Tensor,
     averages: tuple[Tensor, Tensor, Tensor],
-    settings: tuple[float, float, float],
+    settings: tuple[float, float, float, float],
 ) -> Tensor:
     """Learn from norms as `strategies.NormStabilised` does.
 
@@ -437,7 +441,7 @@ def norm_stabilised(
         norms: Of the gradients, (n,).
         total_norm: Of all together.
         averages: Of the norms, of their squares, and how many those are; each (n,) float64.
-        settings: beta1, beta2 and eps.
+        settings: beta1, beta2, eps and limit.
 
     Returns:
         The coefficients, (n,) float64.
