@@ -223,16 +223,18 @@ plans = []
 for turn in range(2):
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/{turn}", rank=0, world_size=1)
     grad = distribute_tensor(torch.tensor([3.0, 4.0]), init_device_mesh("cpu", (1,)), [Shard(0)])
-    print(fastclip.get_total_norm([grad], mesh=grad.device_mesh).to_local().item())
+    print("found", fastclip.get_total_norm([grad], mesh=grad.device_mesh).to_local().item())
     plans += [fastclip.distributed.shards("test", [grad], of_gradients=False).plan for _ in range(2)]
     dist.destroy_process_group()
-print(plans[0] is plans[1], plans[1] is plans[2])
+print("found", plans[0] is plans[1], plans[1] is plans[2])
 """
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
             [sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120
         )
-    assert run.stdout.split() == ["5.0", "5.0", "True", "False"], run.stderr
+    # Among what gloo says of connections in torch 2.10.
+    found = [line for line in run.stdout.splitlines() if line.startswith("found ")]
+    assert found == ["found 5.0", "found 5.0", "found True False"], run.stderr
 
 
 def test_patch_torch_refuses_another_group_meanwhile() -> None:

@@ -59,7 +59,7 @@ CONTENDERS: dict[str, Callable[[Optimizer], Clipping]] = {
     "NormStabilised(limit=3)": _clipped(partial(strategies.NormStabilised, limit=3)),
     "Skip(MedianMAD())": _clipped(lambda: strategies.Skip(strategies.MedianMAD())),
 }
-"""Name -> makes an optimizer clip: nothing, torch, fixed thresholds, each strategy as it comes, some with settings."""
+"""Name -> makes an optimizer clip: nothing, torch, fixed thresholds, each strategy, some with settings."""
 
 
 @dataclass(frozen=True)
