@@ -20,6 +20,10 @@ struct Span {
   DType dtype;
 
   int64_t nbytes() const { return numel * item_size(dtype); }
+
+  bool operator==(const Span& other) const {
+    return data == other.data && numel == other.numel && dtype == other.dtype;
+  }
 };
 
 }  // namespace fastclip

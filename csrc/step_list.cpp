@@ -273,15 +273,23 @@ bool StepList::has_empty() const {
 }
 
 StepList::Outcome StepList::check_overlap(bool write_grads) {
-  if (cpu::overlap(params_)) {
+  // From step to step the same memory, mostly: sorting it took 3 % of a step of 2000 tiny tensors.
+  static std::vector<Span> apart_params, apart_counters, apart_grads;
+  const auto overlap = [](const std::vector<Span>& spans, std::vector<Span>& apart) {
+    if (spans == apart) return false;
+    if (cpu::overlap(spans)) return true;
+    apart = spans;
+    return false;
+  };
+  if (overlap(params_, apart_params)) {
     reason_ = "two parameters share memory";
     return Outcome::kDeclined;
   }
-  if (cpu::overlap(counters_)) {
+  if (overlap(counters_, apart_counters)) {
     reason_ = "two parameters share a step counter";
     return Outcome::kDeclined;
   }
-  if (write_grads && cpu::overlap(grads_)) {
+  if (write_grads && overlap(grads_, apart_grads)) {
     reason_ = "two gradients share memory";
     return Outcome::kDeclined;
   }
