@@ -37,7 +37,7 @@ def test_cpu_backend_tells_its_instruction_set(instruction_sets: list[str]) -> N
 def test_every_backend_offers_the_whole_interface(name: str) -> None:
     module = backends._load(name)
     offered = [member for member in vars(base.Backend) if not member.startswith("_")]
-    assert len(offered) == 11
+    assert len(offered) == 12
     assert all(callable(getattr(module, member)) for member in offered)
 
 

@@ -12,12 +12,14 @@ import torch
 from strategy_cases import gradients
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from triton_interpreter import interpreted, needs_triton
+from triton_interpreter import interpreted, needs_triton, noted_launches
 
 import fastclip
 from fastclip import ClippedOptimizer, strategies
 from fastclip.backends import cpu
+from fastclip.kernels import unit_table
 from fastclip.strategies import Strategy
+from fastclip.strategies.within import Units
 
 __all__ = ["interpreted"]
 
@@ -177,6 +179,101 @@ def test_other_routes_clip_alike(strategy: Strategy, how: str) -> None:
 def test_triton_clamps_on_the_way(kind: type[Optimizer], write_grads: bool) -> None:
     with fastclip.use_backend("triton"):
         check(strategies.Value(0.05), [(8, 5), (7,)], kind, steps=range(2), write_grads=write_grads)
+
+
+def clipped_by_triton(
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    scale: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients of AGC(0.02) by the kernel, in one launch, and by hand; scaled as they came."""
+    ours, theirs = weights(shapes, dtype), weights(shapes, dtype)
+    grads = gradients(theirs, 0)
+    for param, grad in zip(ours, grads, strict=True):
+        param.grad = grad * (scale or 1)
+    clip_by_hand(strategies.AGC(0.02), theirs, grads)
+    launches = noted_launches(monkeypatch)
+    with fastclip.use_backend("triton"):
+        rule = Units(0.02, 1e-3, [True] * len(ours))
+        rule.clip_(ours, None if scale is None else torch.tensor(scale))
+    assert launches == ["clip_units_kernel"]
+    expected = [None if param.grad is None else param.grad * (scale or 1) for param in theirs]
+    return [param.grad for param in ours], expected
+
+
+@needs_triton
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
+class TestUnitsByTriton:
+    @pytest.mark.parametrize("what", SHAPES)
+    def test_every_shape(self, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        shapes = [SHAPES["units in a chunk"], SHAPES[what]]
+        found, expected = clipped_by_triton(shapes, torch.float32, None, monkeypatch)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+    @pytest.mark.parametrize("scale", [None, 4.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    def test_every_dtype(
+        self, dtype: torch.dtype, scale: float | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found, expected = clipped_by_triton([(50, 33), (8, 3, 5, 5), (17,)], dtype, scale, monkeypatch)
+        # One rounding of the product against that of the expected gradient.
+        torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+    def test_runs_of_units_are_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(unit_table, "RUN_NUMEL", 64)
+        shapes = [(101, 7), (3, 65), (1, 200), (130,)]
+        found, expected = clipped_by_triton(shapes, torch.float32, None, monkeypatch)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+    def test_what_is_not_finite_stays_in_its_unit(self) -> None:
+        param = nn.Parameter(torch.ones(4, 8))
+        grad = torch.ones(4, 8)
+        grad[0, 0], grad[1, 2], grad[2] = float("nan"), float("inf"), 0.0
+        param.grad = grad.clone()
+        with fastclip.use_backend("triton"):
+            Units(0.5, 1e-3, [True]).clip_([param])
+        assert param.grad[0].isnan().all()
+        assert param.grad[1, 2].isnan()  # inf * 0
+        assert param.grad[1].nan_to_num().abs().sum() == 0
+        assert (param.grad[2] == 0).all()
+        torch.testing.assert_close(param.grad[3], torch.full((8,), 0.5))
+
+    @pytest.mark.parametrize("how", ["transposed", "sparse", "shared"])
+    def test_what_it_does_not_take_goes_to_torch(self, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        params = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6, 4))]
+        params[0].grad = params[1].grad = torch.ones(6, 4)
+        if how == "transposed":
+            params = [nn.Parameter(torch.randn(4, 6).t())]
+            params[0].grad = torch.ones(4, 6).t()
+        if how == "sparse":
+            params[0].grad = torch.ones(6, 4).to_sparse()
+        launches = noted_launches(monkeypatch)
+        rule = Units(0.02, 1e-3, [True] * len(params))
+        with fastclip.use_backend("triton"):
+            if how == "sparse":
+                with pytest.raises(ValueError, match="AGC: a gradient is sparse"):
+                    rule.clip_(params)
+                return
+            rule.clip_(params)
+        assert launches == []
+        assert params[0].grad is not None
+        limit = 0.02 * params[0].detach().norm(dim=1)
+        assert (params[0].grad.norm(dim=1) <= limit * (1 + 1e-6)).all()
+
+    def test_what_is_left_out_keeps_its_gradient_and_version(self) -> None:
+        params = weights([(6, 4), (6, 4)])
+        for param in params:
+            param.grad = torch.ones(6, 4)
+        versions = [param.grad._version for param in params if param.grad is not None]
+        with fastclip.use_backend("triton"):
+            Units(0.02, 1e-3, [False, True]).clip_(params)
+        assert params[0].grad is not None
+        assert params[1].grad is not None
+        assert (params[0].grad == 1).all()
+        assert params[0].grad._version == versions[0]
+        assert params[1].grad._version > versions[1]
 
 
 @pytest.mark.skipif(cuda_library.compiler() is None, reason="needs g++ with _Float16")

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from fastclip.kernels import blocks, clamp, coefficients, nonfinite, norm, scale, step, thresholds
+from fastclip.kernels import blocks, clamp, coefficients, nonfinite, norm, scale, step, thresholds, units
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
@@ -52,6 +52,11 @@ def variants() -> list[Variant]:
         layout = blocks.ELEMENTWISE
         constants = {**constants, "ROWS": layout.rows}
         found.append(Variant(name, kernel, {**CHUNKS, **arguments}, constants, layout))
+    for name, scale_type in (("clip_units", "constexpr"), ("clip_units_scaled", "*fp32")):
+        signature = {"runs": "*i64", "num_runs": "i32", "ratio": "fp64", "eps": "fp64"}
+        signature["grad_scale"] = scale_type
+        constants = {**absent(signature), "ROWS": units.OF_UNITS.rows}
+        found.append(Variant(name, units.clip_units_kernel, signature, constants, units.OF_UNITS))
     for returned, on_device in (("fp32", "constexpr"), ("fp64", "*fp64")):
         signature = {"norm": f"*{returned}", "coefficient_out": "*fp64", "max_norm": "fp64"}
         signature["max_norm_on_device"] = on_device

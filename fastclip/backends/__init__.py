@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 NAMES = ("cpu", "cuda", "triton", "eager")
 """Backends in the order in which `auto` prefers them."""
 
-OF_KERNELS = ("clip_and_step",)
+OF_KERNELS = ("clip_and_step", "clip_units_")
 """Operations that eager lacks: who asks for one has another way, and is told why no kernels take it."""
 
 _USED_FOR = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,11 +69,37 @@ class Backend(Protocol):
     def count_nonfinite(self, tensors: list[Tensor]) -> list[tuple[int, int, int]] | Declined:
         """Return (position, number of nan, number of inf) of each tensor that has any."""
 
+    def clip_units_(
+        self,
+        parameters: list[Tensor],
+        included: Sequence[bool],
+        ratio: float,
+        eps: float,
+        grad_scale: Tensor | None,
+    ) -> Declined | None:
+        """Scale the gradient of each unit to at most ratio * max(|weights of the unit|, eps), in 2-norms.
+
+        Units lie along the first dimension; a parameter of one dimension or none is one unit. All parameters
+        have a gradient; what is not included keeps it. The gradients are `grad_scale` times too large.
+        """
+
     def clip_and_step(self, step: Step) -> Stepped | Unready | Declined | None:
         """Clip on the way into an optimizer's update; None if there was nothing to update.
 
         Reads every byte of the gradients once, unless all is `given`, and then moves what the update moves.
         """
+
+
+def is_by_units(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor has its units one behind the other; its elements lie without gaps."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.dim() < 2 or tensor.numel() == 0 or tensor.stride(0) * tensor.shape[0] == tensor.numel()
+
+
+def unit_numel(tensor: Tensor) -> int:
+    """Return the elements of a unit of a tensor that has any: of a slice along its first dimension."""
+    return tensor.numel() // tensor.shape[0] if tensor.dim() > 1 else tensor.numel()
 
 
 def checked_threshold(function: str, max_norm: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the list of parameters, partitions it and runs all stages in one parallel region
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -116,6 +117,17 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
     result = _C.count_nonfinite(tensors, torch.get_num_threads())
     return Declined(result) if isinstance(result, str) else result
+
+
+def clip_units_(
+    parameters: list[Tensor],
+    included: Sequence[bool],
+    ratio: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> Declined:
+    """Decline: its kernels clip units in an optimizer's step alone."""
+    return Declined("its kernels clip units in an optimizer's step alone")
 
 
 def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:

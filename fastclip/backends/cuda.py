@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,17 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
         return Declined(reason)
     listed = zip(found.positions, counts.tolist(), strict=True)
     return [(position, nan, inf) for position, (nan, inf) in listed if nan or inf]
+
+
+def clip_units_(
+    parameters: list[Tensor],
+    included: Sequence[bool],
+    ratio: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> Declined:
+    """Decline: it clips no units."""
+    return Declined("it clips no units")
 
 
 def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:

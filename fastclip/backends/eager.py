@@ -8,7 +8,7 @@ torch's own functions and behaves as there. torch.compile traces these functions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -131,6 +131,17 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
         if nan or inf:
             counts.append((position, nan, inf))
     return counts
+
+
+def clip_units_(
+    parameters: list[Tensor],
+    included: Sequence[bool],
+    ratio: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> Declined:
+    """Decline: who asks has torch's operations."""
+    return Declined("eager has no kernels")
 
 
 def clip_and_step(step: Step) -> Declined:

@@ -15,21 +15,24 @@ import importlib
 import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined, measures_only, threshold_on
+from fastclip.backends.base import Declined, is_by_units, measures_only, threshold_on, unit_numel
 from fastclip.backends.read_step import read_step
 from fastclip.backends.step import Step, Stepped, Unready
 from fastclip.kernels.step_table import build_step_table, upload_rules
-from fastclip.kernels.table import Table, TableCache, build_table
+from fastclip.kernels.table import Table, TableCache, build_table, overlap
+from fastclip.kernels.unit_table import build_unit_table
 
 _C = cpu._C
 _MIN_COMPUTE_CAPABILITY = (8, 0)
@@ -39,6 +42,7 @@ _OVERLAP = Declined("two gradients share memory")
 _tables = TableCache(build_table)
 _step_tables = TableCache(build_step_table)
 _rules = TableCache(upload_rules)
+_unit_tables = TableCache(build_unit_table)
 
 
 def unavailable_reason() -> str | None:
@@ -212,6 +216,42 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     with current_device(device_of(found)):
         counts = _kernels("nonfinite").count_nonfinite(_table(found)).tolist()
     return [(position, nan, inf) for position, (nan, inf) in enumerate(counts) if nan or inf]
+
+
+def clip_units_(
+    parameters: list[Tensor],
+    included: Sequence[bool],
+    ratio: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> Declined | None:
+    """Clip units in one launch; reads weights and gradients, and reads again and writes what is clipped."""
+    params = [p for p, on in zip(parameters, included, strict=True) if on and p.numel() > 0]
+    grads, weights = _read(params, of_gradients=True), _read(params, of_gradients=False)
+    if isinstance(grads, Declined):
+        return grads
+    if isinstance(weights, Declined):
+        return weights
+    if not params:
+        return None
+    if not all(is_by_units(p) and p.grad is not None and is_by_units(p.grad) for p in params):
+        return Declined("the units of a parameter do not lie one behind the other")
+    of_grads, of_weights = grads.spans(), weights.spans()
+    if grads.device != weights.device or (of_grads[:, 1:] != of_weights[:, 1:]).any():
+        return Declined("a gradient is of another dtype or device than its parameter")
+    numel = np.array([unit_numel(p) for p in params])
+    if numel.max() >= 2**31:
+        return Declined("a unit has 2^31 elements or more")
+    if overlap(of_grads):
+        return _OVERLAP
+    counts = of_grads[:, 1] // numel
+    rows = np.column_stack((of_grads[:, 0], of_weights[:, 0], numel, counts, of_grads[:, 2]))
+    device = device_of(grads)
+    with current_device(device):
+        table = _unit_tables.get(rows, device)
+        _kernels("units").clip_units(table, ratio, eps, _beside(grad_scale, device))
+    increment_version(grads.tensors)
+    return None
 
 
 def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fastclip.kernels.table import Table
+from fastclip.kernels.unit_table import UnitTable
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Blocks:
 
     def options(self, is_hip: bool = torch.version.hip is not None) -> dict[str, int]:
         """Return Triton's options for a launch: warps of 32 threads, or wavefronts of 64."""
-        options = {"num_warps": self.threads // (64 if is_hip else 32)}
+        options = {"num_warps": max(1, self.threads // (64 if is_hip else 32))}
         if self.registers is not None and not is_hip:
             options["maxnreg"] = self.registers
         return options
@@ -37,7 +38,7 @@ class Blocks:
         """Return this layout, or on the CPU that of the interpreter, for a kernel that reads gradients."""
         return INTERPRETER if device.type == "cpu" else self
 
-    def grid(self, table: Table) -> tuple[int]:
+    def grid(self, table: Table | UnitTable) -> tuple[int]:
         """Return as many programs as run at once, at most one per chunk, at least one to finalize."""
         return (max(1, min(table.num_chunks, _num_units(table.device) * self.programs_per_unit)),)
 

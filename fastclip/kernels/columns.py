@@ -1,12 +1,12 @@
 """What tables and kernels agree on: columns, flags and tags.
 
-The numbers that the host writes, too, are those of `table` and `step_table`.
+The numbers that the host writes, too, are those of `table`, `step_table` and `unit_table`.
 """
 
 import torch
 import triton.language as tl
 
-from fastclip.kernels import step_table, table
+from fastclip.kernels import step_table, table, unit_table
 
 # Tags of dtypes.
 FLOAT32 = tl.constexpr(table.DTYPES.index(torch.float32))
@@ -33,6 +33,14 @@ TARGET_LENGTH = tl.constexpr(step_table.TARGET_LENGTH)
 FLAG_ALIKE = tl.constexpr(step_table.FLAG_ALIKE)  # its memories lie alike between 16-byte boundaries
 FLAG_FRESH = tl.constexpr(step_table.FLAG_FRESH)  # its state was made for this step
 FLAG_WIDE_COUNTER = tl.constexpr(step_table.FLAG_WIDE_COUNTER)  # its counter is float64, not float32
+
+# Columns of `runs`, one row per run of units.
+RUN_GRAD = tl.constexpr(unit_table.GRAD)
+RUN_WEIGHTS = tl.constexpr(unit_table.WEIGHTS)
+RUN_NUMEL = tl.constexpr(unit_table.NUMEL)
+RUN_COUNT = tl.constexpr(unit_table.COUNT)
+RUN_DTYPE = tl.constexpr(unit_table.DTYPE)
+RUN_LENGTH = tl.constexpr(unit_table.RUN_LENGTH)
 
 # Columns of `coefficients`, one row per tensor; coefficients.py writes them.
 FACTOR = tl.constexpr(0)

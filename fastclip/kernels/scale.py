@@ -16,7 +16,8 @@ def _scaled(x, mask, args):
 
 
 @triton.jit
-def _scale_elements(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+def scale_elements(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
+    """Multiply elements in place by a factor; float32 and narrower multiply in float32."""
     address, numel, wide_factor = args
     factor = wide_factor if ELEMENT == tl.float64 else wide_factor.to(tl.float32)
     update_tiles(address, numel, _scaled, (factor,), ELEMENT, CONSTANTS[0])
@@ -28,7 +29,7 @@ def _scale_chunk(chunks, index, factor, ROWS: tl.constexpr):
     address, numel, dtype = load_chunk(chunks, index)
     # A float32 factor of 1 would write what it read.
     if tl.where(dtype == FLOAT64, factor, factor.to(tl.float32).to(tl.float64)) != 1.0:
-        of_dtype(dtype, _scale_elements, (address, numel, factor), (ROWS,))
+        of_dtype(dtype, scale_elements, (address, numel, factor), (ROWS,))
 
 
 @triton.jit(do_not_specialize=["num_chunks"])

@@ -23,7 +23,8 @@ Built = TypeVar("Built")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """By tag, in the order of csrc/span.h."""
 
-_ITEM_SIZES = np.array([dtype.itemsize for dtype in DTYPES], np.int64)
+ITEM_SIZES = np.array([dtype.itemsize for dtype in DTYPES], np.int64)
+"""Bytes of an element, by tag."""
 
 # Columns of a span, as `fastclip._C` reads it, and of a chunk.
 _ADDRESS, _NUMEL, _DTYPE = range(3)
@@ -57,7 +58,7 @@ def cut(spans: Int64Array) -> tuple[Int64Array, Int64Array]:
         (c, 4) rows of address, numel, dtype tag and span, in the order of the spans; and the n + 1 indices
         of each span's first chunk, the last one being c. Empty spans have no chunk.
     """
-    item_sizes = _ITEM_SIZES[spans[:, _DTYPE]]
+    item_sizes = ITEM_SIZES[spans[:, _DTYPE]]
     steps = chunk_nbytes(int((spans[:, _NUMEL] * item_sizes).sum())) // item_sizes
     counts = -(-spans[:, _NUMEL] // steps)
     first_chunks = np.concatenate(([0], np.cumsum(counts)))
@@ -75,7 +76,7 @@ def overlap(spans: Int64Array) -> bool:
     """Whether two spans share memory, as the same gradient given twice does."""
     filled = spans[spans[:, _NUMEL] > 0]
     filled = filled[np.argsort(filled[:, _ADDRESS])]
-    ends = filled[:, _ADDRESS] + filled[:, _NUMEL] * _ITEM_SIZES[filled[:, _DTYPE]]
+    ends = filled[:, _ADDRESS] + filled[:, _NUMEL] * ITEM_SIZES[filled[:, _DTYPE]]
     return bool((filled[1:, _ADDRESS] < ends[:-1]).any())
 
 

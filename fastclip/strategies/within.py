@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastclip import backends
-from fastclip.backends import Backend, cpu
+from fastclip.backends import Backend, Declined, cpu
+from fastclip.backends.base import is_by_units, unit_numel
 from fastclip.distributed import Shards
 
 
@@ -93,12 +94,15 @@ class Units(Within):
     def clip_(
         self, params: Sequence[Tensor], scale: Tensor | None = None, spread: Shards | None = None
     ) -> None:
-        """Clip by torch's operations: reads gradients and weights, and writes gradients, in each unit.
+        """Clip in one launch by Triton's kernel, else by torch's operations for each parameter.
 
         Raises:
             ValueError: a gradient is sparse.
         """
         assert spread is None  # AGC refuses them
+        asked = list(params), self.included, self.ratio, self.eps, scale
+        if not isinstance(backends.run(Backend.clip_units_, *asked), Declined):
+            return
         with torch.no_grad():
             for param, is_included in zip(params, self.included, strict=True):
                 if is_included:
@@ -109,17 +113,14 @@ class Units(Within):
         if backends.chosen() not in ("auto", "cpu") or cpu.unavailable_reason() is not None:
             return False
         return all(
-            p.device.type == "cpu" and _is_by_units(p)
+            p.device.type == "cpu" and is_by_units(p) and _has_dense_grad(p)
             for p, on in zip(params, self.included, strict=True)
             if on
         )
 
     def numels(self, params: Sequence[Tensor]) -> list[int]:
         """Return the elements of a unit of each parameter, 0 for one to be left alone."""
-        return [
-            (p.numel() // p.shape[0] if p.dim() > 1 else p.numel()) if on and p.numel() else 0
-            for p, on in zip(params, self.included, strict=True)
-        ]
+        return [unit_numel(p) if on and p.numel() else 0 for p, on in zip(params, self.included, strict=True)]
 
     def _clip(self, param: Tensor, scale: Tensor | None) -> None:
         grad = param.grad
@@ -134,11 +135,8 @@ class Units(Within):
         grad.mul_((limit / grad_norm).clamp_(max=1.0).to(grad.dtype))
 
 
-def _is_by_units(param: Tensor) -> bool:
-    """Whether the memory of a dense parameter has the units one behind the other."""
-    if param.layout is not torch.strided or param.grad is None or param.grad.layout is not torch.strided:
-        return False
-    return param.dim() < 2 or param.numel() == 0 or param.stride(0) * param.shape[0] == param.numel()
+def _has_dense_grad(param: Tensor) -> bool:
+    return param.grad is not None and param.grad.layout is torch.strided
 
 
 def _norms_of_units(tensor: Tensor) -> Tensor:
