@@ -17,8 +17,8 @@ class AGC(Strategy):
     |w| and |g| are the 2-norms of the unit's weights and of their gradient: along every dimension but the
     first, or of the whole of a bias or gain. eps lets a weight that is zero move.
 
-    Folded into the step of the CPU's kernels, which have to read the weights anyway; else in `.grad` itself, on
-    a device by one launch of Triton's kernels.
+    Folded into the step of the CPU's kernels, which have to read the weights anyway; else in `.grad` itself,
+    on a device by one launch of Triton's kernels.
 
     Args:
         clipping: The longest step, in weights.
