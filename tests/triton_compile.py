@@ -3,10 +3,14 @@
 A program of its own: one process either compiles Triton's kernels or interprets them.
 
     python tests/triton_compile.py sm_90 gfx942
+
+Up to LLVM IR, most of the work, an NVIDIA architecture is compiled for only once where it is seen to make no
+difference: Triton's passes differ between them in matrix products and asynchronous copies.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -15,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +27,17 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.compiler.compiler import Language
+from triton.runtime.cache import get_cache_key, get_cache_manager
 from triton.runtime.jit import create_function_from_signature
 
 from fastclip.kernels import blocks, clamp, coefficients, nonfinite, norm, scale, step, thresholds, units
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
+WITNESSES = ("clamp", "total_norm_inf", "tensor_norms_two")
+"""Whose LLVM IR tells whether that of all is the same for two architectures: loads and stores of each dtype,
+conversions between them, the maximum and the sum of a block, an atomic, and reading what others wrote."""
 
 
 class Variant(NamedTuple):
@@ -168,17 +178,58 @@ def threshold_variants() -> Iterator[Variant]:
     yield Variant("norm_stabilised", thresholds.norm_stabilised_kernel, signature, block, layout)
 
 
-def compile_variant(target: GPUTarget, variant: Variant) -> Any:
-    """Compile as a launch does: torch's allocator aligns what is passed, and no integer is specialized."""
+def source_of(variant: Variant) -> ASTSource:
+    """Return what a launch compiles: torch's allocator aligns pointers, and no integer is specialized."""
     pointers = [i for i, kind in enumerate(variant.signature.values()) if kind.startswith("*")]
-    source = ASTSource(
+    return ASTSource(
         variant.kernel,
         signature={**variant.signature, **dict.fromkeys(variant.constants, "constexpr")},
         constexprs=variant.constants,
         attrs={(i,): [["tt.divisibility", 16]] for i in pointers},
     )
+
+
+def compile_variant(target: GPUTarget, variant: Variant) -> Any:
+    """Return each stage's outcome, from source to machine code."""
     options = variant.layout.options(is_hip=target.backend == "hip")
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source_of(variant), target=target, options=options).asm
+
+
+def finish_variant(target: GPUTarget, variant: Variant, llvm_ir: str) -> dict[str, Any]:
+    """Compile LLVM IR for an NVIDIA architecture by the last stages of `triton.compile`, kept as by that."""
+    backend = make_backend(target)
+    options = backend.parse_options(variant.layout.options(is_hip=False))
+    key = get_cache_key(source_of(variant), backend, options, {"LLVM IR": llvm_ir})
+    kept = get_cache_manager(hashlib.sha256(key.encode()).hexdigest())
+    stages: dict[str, Any] = {}
+    backend.add_stages(stages, options, Language.TRITON)
+    ptx, cubin = kept.get_file("kernel.ptx"), kept.get_file("kernel.cubin")
+    if ptx is None or cubin is None:
+        text = stages["ptx"](llvm_ir, {})
+        ptx, cubin = kept.put(text, "kernel.ptx"), kept.put(stages["cubin"](text, {}), "kernel.cubin")
+    return {"ptx": Path(ptx).read_text(), "cubin": Path(cubin).read_bytes()}
+
+
+def compile_all(targets: list[GPUTarget]) -> Iterator[tuple[GPUTarget, Variant, Any]]:
+    """Yield (target, variant, PTX and cubin or AMD's assembly)."""
+    every = variants()
+    first: dict[str, str] = {}
+    for target in targets:
+        is_nvidia = target.backend == "cuda"
+        compiled = {v.name: compile_variant(target, v) for v in every if v.name in WITNESSES}
+        is_same = bool(is_nvidia and first) and all(
+            compiled[name]["llir"] == first[name] for name in WITNESSES
+        )
+        for variant in every:
+            if variant.name in compiled:
+                made = compiled[variant.name]
+            elif is_same:
+                made = finish_variant(target, variant, first[variant.name])
+            else:
+                made = compile_variant(target, variant)
+            if is_nvidia and not is_same:
+                first[variant.name] = made["llir"]
+            yield target, variant, made
 
 
 def describe_nvidia(ptx: str, cubin: bytes) -> dict[str, Any]:
@@ -233,24 +284,22 @@ def is_compiled_again(variant: Variant) -> bool:
 
 def main(names: list[str]) -> None:
     """Write {target: {variant: description}} to standard output."""
-    result: dict[str, Any] = {}
-    for name in names:
-        is_hip = name.startswith("gfx")
-        target = (
-            GPUTarget("hip", name, 64) if is_hip else GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
-        )
-        for variant in variants():
-            assembly = compile_variant(target, variant).asm
-            if is_hip:
-                described = describe_amdgcn(assembly["amdgcn"])
-            else:
-                described = describe_nvidia(assembly["ptx"], assembly["cubin"])
-            # Registers are handed out in eights; a multiprocessor has 65536, a compute unit twice as many.
-            registers = -(-described["registers"] // 8) * 8 * variant.layout.threads
-            described["programs"] = (131072 if is_hip else 65536) // registers
-            described["programs_of_launch"] = variant.layout.programs_per_unit
-            described["compiled_again"] = is_compiled_again(variant)
-            result.setdefault(name, {})[variant.name] = described
+    targets = {
+        GPUTarget("hip", name, 64)
+        if name.startswith("gfx")
+        else GPUTarget("cuda", int(name.removeprefix("sm_")), 32): name
+        for name in names
+    }
+    result: dict[str, Any] = {name: {} for name in names}
+    for target, variant, made in compile_all(list(targets)):
+        is_hip = target.backend == "hip"
+        described = describe_amdgcn(made["amdgcn"]) if is_hip else describe_nvidia(made["ptx"], made["cubin"])
+        # Registers are handed out in eights; a multiprocessor has 65536, a compute unit twice as many.
+        registers = -(-described["registers"] // 8) * 8 * variant.layout.threads
+        described["programs"] = (131072 if is_hip else 65536) // registers
+        described["programs_of_launch"] = variant.layout.programs_per_unit
+        described["compiled_again"] = is_compiled_again(variant)
+        result[targets[target]][variant.name] = described
     json.dump(result, sys.stdout)
 
 
