@@ -90,17 +90,20 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the sdist, with everything that this machine can build.
 
-    How fast the code is does not matter here, so the C++ compiler need not think: `make test` has built the
-    same extension with every optimization.
+    How fast the code is does not matter here, so the compilers need not think: `make test` has built the same
+    extension with every optimization, and test_cuda_build.py the same library.
     """
     cuda = "require" if HAS_NVCC else "off"
     environment = {"FASTCLIP_BUILD_CPP": "require", "FASTCLIP_BUILD_CUDA": cuda, "FASTCLIP_CUDA_ARCHS": "8.0"}
     if compiler := shutil.which("g++"):
         # Behind the flags of setup.py, where the last one counts.
         hasty = tmp_path_factory.mktemp("compiler") / "g++"
-        hasty.write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" -O0\n', encoding="utf-8")
+        hasty.write_text(f'#!/bin/sh\nexec {shlex.quote(compiler)} "$@" -O0 -g0\n', encoding="utf-8")
         hasty.chmod(0o755)
         environment |= {"CC": str(hasty), "CXX": str(hasty)}
+    nvcc = shutil.which("nvcc")
+    if nvcc and "--Ofast-compile" in subprocess.check_output([nvcc, "--help"], text=True):
+        environment["NVCC_APPEND_FLAGS"] = "--Ofast-compile=max"
     return _build(unpacked, tmp_path_factory.mktemp("wheel"), "wheel", **environment)
 
 
