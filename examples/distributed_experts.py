@@ -42,9 +42,9 @@ def main() -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     digits, model = Digits(), Experts()
     fastclip.distributed.shard_over(model.expert.parameters(), dist.group.WORLD)
-    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 3e-3), max_norm=1.0)
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 1e-2), max_norm=1.0)
     norms = torch.zeros(size, dtype=torch.float64)
-    for _ in range(6):
+    for _ in range(2):
         for x, y in digits.batches():
             count = len(x) // (size * size) * size  # as many on each rank, and as many for each expert
             mine = slice(rank * count, (rank + 1) * count)

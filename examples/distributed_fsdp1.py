@@ -21,7 +21,7 @@ def main() -> None:
     digits = Digits()
     model = FullyShardedDataParallel(make_net(), device_id=torch.device("cpu"), use_orig_params=True)
     optimizer = fastclip.ClippedOptimizer(
-        torch.optim.AdamW(model.parameters(), 3e-3), max_norm=1.0, group=dist.group.WORLD
+        torch.optim.AdamW(model.parameters(), 1e-2), max_norm=1.0, group=dist.group.WORLD
     )
     told = digits.train_on_ranks(model, optimizer)
     if dist.get_rank() == 0:

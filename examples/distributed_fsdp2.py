@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 import fastclip
 
-BATCH, EPOCHS = 64, 6
+BATCH, EPOCHS = 64, 3
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         if isinstance(layer, nn.Linear):
             fully_shard(layer)
     fully_shard(model)
-    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 3e-3), max_norm=1.0)
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 1e-2), max_norm=1.0)
 
     step = 0
     for _ in range(EPOCHS):

@@ -43,9 +43,9 @@ def main() -> None:
     }
     parallelize_module(model, mesh["tensor"], plan)
     fully_shard(model, mesh=mesh["data"])
-    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 3e-3), max_norm=1.0)
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 1e-2), max_norm=1.0)
     mine = slice(mesh["data"].get_local_rank(), None, 2)
-    for _ in range(4):
+    for _ in range(2):
         for x, y in digits.batches():
             optimizer.zero_grad()
             with loss_parallel():

@@ -22,7 +22,7 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("copies", "shards"))
     torch.manual_seed(0)
     digits, model = Digits(), fully_shard(make_net(), mesh=mesh)
-    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 3e-3), max_norm=1.0)
+    optimizer = fastclip.ClippedOptimizer(torch.optim.AdamW(model.parameters(), 1e-2), max_norm=1.0)
     told = digits.train_on_ranks(model, optimizer)
     if dist.get_rank() == 0:
         print(told)
