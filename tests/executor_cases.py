@@ -44,7 +44,7 @@ def outcome_here(task: FoldTask) -> dict[str, Any]:
 
 
 class ExecutorContract:
-    """Tests of a fixture `pool`: an executor of two workers that train `tuner_cases.dangerous`."""
+    """Tests of a fixture `pool`: an executor of two workers that train `tuner_models.dangerous`."""
 
     lost: ClassVar[str]
     """How the message of a fold begins whose worker was lost."""

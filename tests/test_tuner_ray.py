@@ -55,7 +55,7 @@ class TestSearch:
     def test_pruning_works_across_the_cluster(self, cluster):
         pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
         search = tuner(
-            cases.mlp, {"lr": Choice([0.1, 0.2, 1e-7])}, executor="ray", n_jobs=2, max_epochs=4, pruner=pruner
+            cases.mlp, {"lr": Choice([0.1, 0.2, 1e-7])}, executor="ray", max_epochs=4, pruner=pruner
         ).fit(cases.blobs())  # fmt: skip
         assert [record.status for record in search.records_][2] is Verdict.PRUNED
 

@@ -60,9 +60,10 @@ class TestProcesses(ExecutorContract):
 
 
 def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):
+    # One fold a trial: each that kills costs two workers, and its trial ends with the first.
     space = {"lr": Choice([0.1, cases.DEADLY, 0.2]), "folder": str(tmp_path)}
     search = TunerCV(
-        cases.dangerous, space, sampler="grid", cv=2, max_epochs=2, n_jobs=2, refit=False
+        cases.dangerous, space, sampler="grid", cv=0.5, max_epochs=2, n_jobs=2, refit=False
     ).fit(cases.blobs())  # fmt: skip
     assert [record.status for record in search.records_] == [Verdict.OK, Verdict.KILLED, Verdict.OK]
     assert search.study_.trials[1].state == optuna.trial.TrialState.FAIL
@@ -87,7 +88,7 @@ def test_pruning_works_across_processes():
     space = {"lr": Choice([0.1, 0.2, 1e-7])}
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
     search = TunerCV(
-        cases.mlp, space, sampler="grid", cv=2, max_epochs=4, n_jobs=2, refit=False, pruner=pruner
+        cases.mlp, space, sampler="grid", cv=2, max_epochs=4, executor="processes", refit=False, pruner=pruner
     ).fit(cases.blobs())  # fmt: skip
     assert [record.status for record in search.records_][2] is Verdict.PRUNED
 
@@ -134,13 +135,14 @@ def test_threads_may_be_divided():
     assert resolve_threads(None, 2, "test") is None
 
 
+# Workers run the script, too, up to its guard.
 SCRIPT = """
-import signal
-import sys
-import optuna
-import test_tuner_workers as tests
-
 if __name__ == "__main__":
+    import signal
+    import sys
+    import optuna
+    import test_tuner_workers as tests
+
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts without it
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tests.slow_search(sys.argv[1], sys.argv[2], n_jobs=2)
