@@ -88,7 +88,7 @@ def test_pruning_works_across_processes():
     space = {"lr": Choice([0.1, 0.2, 1e-7])}
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
     search = TunerCV(
-        cases.mlp, space, sampler="grid", cv=2, max_epochs=4, executor="processes", refit=False, pruner=pruner
+        cases.mlp, space, sampler="grid", cv=2, max_epochs=4, n_jobs=2, refit=False, pruner=pruner
     ).fit(cases.blobs())  # fmt: skip
     assert [record.status for record in search.records_][2] is Verdict.PRUNED
 
