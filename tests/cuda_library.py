@@ -133,6 +133,8 @@ def built() -> Library:
     folders = ((SOURCES, "*.cu"), (SOURCES, "*.cpp"), (emulation, "*.cpp"))
     translated = [source for folder, pattern in folders for source in sorted(folder.glob(pattern))]
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+    # Its runtime is the emulated one, also where a torch built with CUDA has loaded NVIDIA's.
+    flags.append("-Wl,-Bsymbolic")
     warnings = ["-Wall", "-Wextra", "-Werror"]
     command = [compiler() or "g++", *warnings, *flags, f"-I{emulation}", "-x", "c++", *map(str, translated)]
     name = "libfastclip_cuda_emulated.so"
