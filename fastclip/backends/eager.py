@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.utils import clip_grad as torch_clip_grad
 
 # The public function is bound early, so that it stays torch's own while `patch_torch` is in force.
@@ -106,8 +107,15 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor, foreach: bool | None =
 
 
 def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool | None = None) -> None:
-    """Clamp each gradient to [-clip_value, clip_value]; torch's own function."""
-    _torch_clip_grad_value_(parameters, clip_value, foreach)
+    """Clamp each gradient to [-clip_value, clip_value]; torch's own function unless a compiler traces it."""
+    if not is_compiling():
+        _torch_clip_grad_value_(parameters, clip_value, foreach)
+        return
+    # torch 2.10 cannot trace its own, which groups the tensors first; a compiler does that by itself.
+    with torch.no_grad():
+        for param in parameters:
+            if param.grad is not None:
+                param.grad.clamp_(-clip_value, clip_value)
 
 
 def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
