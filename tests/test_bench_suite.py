@@ -376,7 +376,7 @@ def test_an_annotation_is_no_kernel() -> None:
 
 
 def test_the_profiler_says_what_is_an_annotation() -> None:
-    with torch.profiler.profile() as profiler, torch.profiler.record_function("a region"):
+    with torch.profiler.profile(acc_events=True) as profiler, torch.profiler.record_function("a region"):
         torch.ones(3).sum()
     kinds = {event.name: event.is_user_annotation for event in profiler.events()}
     assert kinds["a region"]

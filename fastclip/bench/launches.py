@@ -81,7 +81,9 @@ def counts_of(call: Callable[[], object]) -> dict[str, int]:
     """Return the kernels, copies and waits of a call; raises where torch itself would wait."""
     torch.cuda.synchronize()
     # Raises where torch itself would wait; the profiler sees what anyone else calls.
-    with forbidden_waits(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    # acc_events: else torch 2.10 warns of cycles, of which there is one.
+    with forbidden_waits(), profile(activities=activities, acc_events=True) as profiler:
         call()
     return count_events(profiler.events() or ())
 
