@@ -25,7 +25,7 @@ name = "shared"
 storage = "{storage}"
 n_trials = {n_trials}
 max_epochs = 2
-stale_after = 5
+stale_after = 15
 [model]
 factory = "tuner_cases:pid_model"
 [data]
@@ -94,7 +94,7 @@ def test_killed_worker_costs_the_shared_study_no_trial(storage, database, start,
     runner = start("run", config, "-o", tmp_path / "run")
     wait_until(lambda: any(pids.iterdir()))
     workers = [
-        start("worker", "--storage", storage, "--study", "shared", "--stale-after", 5)
+        start("worker", "--storage", storage, "--study", "shared", "--stale-after", 15)
         for _ in range(N_WORKERS)
     ]
     wait_until(lambda: (pids / str(workers[0].pid)).exists())

@@ -240,8 +240,8 @@ def clip_units_(
     if grads.device != weights.device or (of_grads[:, 1:] != of_weights[:, 1:]).any():
         return Declined("a gradient is of another dtype or device than its parameter")
     numel = np.array([unit_numel(p) for p in params])
-    if numel.max() >= 2**31:
-        return Declined("a unit has 2^31 elements or more")
+    if numel.max() > 2**30:
+        return Declined("a unit has more than 2^30 elements")
     if overlap(of_grads):
         return _OVERLAP
     counts = of_grads[:, 1] // numel

@@ -69,7 +69,7 @@ def clip_units_kernel(
     Traffic     40 bytes per run; reads weights and gradients once, and what is clipped again, from the cache
                 unless the unit is long, and writes it.
     Order       sums within a thread, then over threads as a fixed tree.
-    Requires    gradients that share memory must not be in one launch; a unit's numel fits 32 bits.
+    Requires    gradients that share memory must not be in one launch; a unit has at most 2^30 elements.
     Range       squares of float64 beyond its range give inf or 0, as torch's norm does; narrower types have
                 none beyond it.
     Scratch     none.
