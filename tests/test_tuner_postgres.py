@@ -25,7 +25,7 @@ name = "shared"
 storage = "{storage}"
 n_trials = {n_trials}
 max_epochs = 2
-stale_after = 15
+stale_after = 5
 [model]
 factory = "tuner_cases:pid_model"
 [data]
@@ -94,7 +94,7 @@ def test_killed_worker_costs_the_shared_study_no_trial(storage, database, start,
     runner = start("run", config, "-o", tmp_path / "run")
     wait_until(lambda: any(pids.iterdir()))
     workers = [
-        start("worker", "--storage", storage, "--study", "shared", "--stale-after", 15)
+        start("worker", "--storage", storage, "--study", "shared", "--stale-after", 5)
         for _ in range(N_WORKERS)
     ]
     wait_until(lambda: (pids / str(workers[0].pid)).exists())
@@ -106,12 +106,14 @@ def test_killed_worker_costs_the_shared_study_no_trial(storage, database, start,
 
     study = optuna.load_study(study_name="shared", storage=database)
     states = Counter(trial.state for trial in study.trials)
-    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
-    # Processes that ask at the same moment may each begin a last trial.
+    # Processes that ask at the same moment may each begin a last trial, also in the place of the copy.
     assert N_TRIALS <= states[TrialState.COMPLETE] < N_TRIALS + 1 + N_WORKERS
     (abandoned,) = [trial for trial in study.trials if trial.state == TrialState.FAIL]
-    copies = [t for t in study.trials if t.system_attrs.get("failed_trial") == abandoned.number]
-    assert [(copy.state, copy.params) for copy in copies] == [(TrialState.COMPLETE, abandoned.params)]
+    (copy,) = [t for t in study.trials if t.system_attrs.get("failed_trial") == abandoned.number]
+    assert copy.params == abandoned.params
+    assert copy.state in (TrialState.COMPLETE, TrialState.WAITING)
+    rest = {trial.state for trial in study.trials if trial not in (abandoned, copy)}
+    assert rest == {TrialState.COMPLETE}
     for record in collect(study, N_FOLDS):
         assert len(record.folds) == N_FOLDS
         assert all(fold.status in WITH_SCORE for fold in record.folds)
