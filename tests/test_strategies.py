@@ -63,6 +63,7 @@ WITH_KERNELS = [
     strategies.ZScore(0.9, 1.5, 5),
     strategies.Ema(1.2, 0.9, 5, 2.0),
     strategies.NormStabilised(),
+    strategies.NormStabilised(limit=1.2),
 ]
 """With short windows: to interpret a sort is slow."""
 
