@@ -90,6 +90,17 @@ class Backend(Protocol):
         """
 
 
+def declines_units(
+    parameters: list[Tensor],
+    included: Sequence[bool],
+    ratio: float,
+    eps: float,
+    grad_scale: Tensor | None,
+) -> Declined:
+    """Be the `clip_units_` of a backend without a kernel for it."""
+    return Declined("it has no kernel for units in place")
+
+
 def is_by_units(tensor: Tensor) -> bool:
     """Whether the memory of a tensor has its units one behind the other; its elements lie without gaps."""
     if tensor.layout is not torch.strided:

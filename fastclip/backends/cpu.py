@@ -7,14 +7,13 @@ the list of parameters, partitions it and runs all stages in one parallel region
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import DLDeviceType
 
-from fastclip.backends.base import Declined
+from fastclip.backends.base import Declined, declines_units
 from fastclip.backends.step import Step, Stepped, Unready
 
 _C: Any
@@ -33,6 +32,8 @@ else:
             f"FASTCLIP_INSTRUCTION_SET: this machine cannot run {_forced!r}; "
             f"expected one of {', '.join(_C.supported_instruction_sets())}."
         )
+
+clip_units_ = declines_units
 
 
 def unavailable_reason() -> str | None:
@@ -117,17 +118,6 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
     """Return (position, nan, inf) of each tensor that is not finite; reads every byte once."""
     result = _C.count_nonfinite(tensors, torch.get_num_threads())
     return Declined(result) if isinstance(result, str) else result
-
-
-def clip_units_(
-    parameters: list[Tensor],
-    included: Sequence[bool],
-    ratio: float,
-    eps: float,
-    grad_scale: Tensor | None,
-) -> Declined:
-    """Decline: its kernels clip units in an optimizer's step alone."""
-    return Declined("its kernels clip units in an optimizer's step alone")
 
 
 def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:

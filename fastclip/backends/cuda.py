@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined, measures_only, threshold_on
+from fastclip.backends.base import Declined, declines_units, measures_only, threshold_on
 from fastclip.backends.read_step import read_step
 from fastclip.backends.step import Step, Stepped, Unready
 
@@ -28,6 +27,8 @@ _FOLDER = Path(__file__).resolve().parents[1]
 
 DLPACK_TYPE = DLDeviceType.kDLCUDA
 """Of the devices that the library runs on."""
+
+clip_units_ = declines_units
 
 
 def _library_path() -> Path | None:
@@ -208,17 +209,6 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]] | Decli
         return Declined(reason)
     listed = zip(found.positions, counts.tolist(), strict=True)
     return [(position, nan, inf) for position, (nan, inf) in listed if nan or inf]
-
-
-def clip_units_(
-    parameters: list[Tensor],
-    included: Sequence[bool],
-    ratio: float,
-    eps: float,
-    grad_scale: Tensor | None,
-) -> Declined:
-    """Decline: it clips no units."""
-    return Declined("it clips no units")
 
 
 def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:

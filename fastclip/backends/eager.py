@@ -8,7 +8,7 @@ torch's own functions and behaves as there. torch.compile traces these functions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad as torch_clip_grad
 from torch.nn.utils.clip_grad import clip_grad_value_ as _torch_clip_grad_value_
 from torch.utils._foreach_utils import _device_has_foreach_support, _has_foreach_support
 
-from fastclip.backends.base import Declined, measures_only
+from fastclip.backends.base import Declined, declines_units, measures_only
 from fastclip.backends.step import Step
 from fastclip.reference import NORM_EPSILON
 
@@ -30,6 +30,8 @@ _WITHOUT_FLOAT64 = ("mps", "xpu")
 _EXPONENT_BITS = {torch.float32: 149, torch.float64: 1074, torch.bfloat16: 133, torch.float16: 24}
 # As many terms as 2^63 still leave room in the 1022 below which float64 is normal.
 _FLOAT64_EXPONENT_BITS = 950
+
+clip_units_ = declines_units
 
 
 def unavailable_reason() -> str | None:
@@ -139,17 +141,6 @@ def count_nonfinite(tensors: list[Tensor]) -> list[tuple[int, int, int]]:
         if nan or inf:
             counts.append((position, nan, inf))
     return counts
-
-
-def clip_units_(
-    parameters: list[Tensor],
-    included: Sequence[bool],
-    ratio: float,
-    eps: float,
-    grad_scale: Tensor | None,
-) -> Declined:
-    """Decline: who asks has torch's operations."""
-    return Declined("eager has no kernels")
 
 
 def clip_and_step(step: Step) -> Declined:

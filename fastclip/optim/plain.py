@@ -47,15 +47,19 @@ def clip(optimizer: Optimizer, settings: Settings, amp: Amp, decided: Decided | 
     if not params:
         return NO_GRADIENTS
     assert not isinstance(settings.max_norm, Strategy)  # which has been asked by now
-    if amp == Amp() and all(p.grad is not None and p.grad.layout is torch.strided for p in params):
+    is_one_call = amp == Amp() and all(p.grad is not None and p.grad.layout is torch.strided for p in params)
+    if is_one_call:
         norm = backends.run(
             Backend.clip_grad_norm_, params, settings.max_norm, settings.norm_type, settings.skips
         )
         outcome = outcome_of(norm, settings, amp)
     else:
         outcome = measure(dense_values(params), settings, amp)
-        if not (may_skip(settings, amp, None) and bool(outcome.skipped)):
-            scale(params, outcome.clip_coef.reshape(1), amp)
-    if settings.within is not None and not (may_skip(settings, amp, None) and bool(outcome.skipped)):
+    # Asked once: it waits for a device.
+    if (is_one_call and settings.within is None) or (may_skip(settings, amp, None) and bool(outcome.skipped)):
+        return outcome
+    if not is_one_call:
+        scale(params, outcome.clip_coef.reshape(1), amp)
+    if settings.within is not None:
         settings.within.clip_(params)
     return outcome
