@@ -196,9 +196,9 @@ def clip_grad_value_(
     listed = _listed(parameters)
     spread = shards("clip_grad_value_", listed, of_gradients=True, whole_norm=True)
     if spread is not None:
-        spread.clamp(float(clip_value), foreach)
+        spread.elementwise("clamp", float(clip_value), foreach)
         return
-    backends.run_foreach(foreach, Backend.clip_grad_value_, listed, float(clip_value))
+    backends.run_foreach(foreach, Backend.elementwise_, listed, "clamp", float(clip_value))
 
 
 def _whole(total_norm: Tensor) -> Tensor:

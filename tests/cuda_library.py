@@ -350,7 +350,11 @@ class Library:
         return [(nan, inf) for nan, inf in counts.tolist()]
 
     def clamp(self, tensors: Sequence[torch.Tensor], limit: float) -> None:
-        self.finish(self.c.fastclip_cuda_clamp(ctypes.byref(self.call(tensors)), ctypes.c_double(limit)))
+        self.finish(
+            self.c.fastclip_cuda_elementwise(
+                ctypes.byref(self.call(tensors)), b"clamp", ctypes.c_double(limit)
+            )
+        )
 
     @property
     def num_launches(self) -> int:

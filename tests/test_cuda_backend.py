@@ -77,11 +77,11 @@ def test_demanding_it_in_vain_raises_with_the_reason() -> None:
         lambda p: cuda.total_norm([p.grad], 2.0),
         lambda p: cuda.clip_grad_norm_([p], 1.0, 2.0, False),
         lambda p: cuda.clip_grads_with_norm_([p], 1.0, torch.tensor(3.0)),
-        lambda p: cuda.clip_grad_value_([p], 1.0),
+        lambda p: cuda.elementwise_([p], "clamp", 1.0),
         lambda p: cuda.grad_norms([p], 2.0),
         lambda p: cuda.count_nonfinite([p.grad]),
     ],
-    ids=["total_norm", "clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_", "grad_norms", "count"],
+    ids=["total_norm", "clip_grad_norm_", "clip_grads_with_norm_", "elementwise_", "grad_norms", "count"],
 )
 def test_gradients_on_the_cpu_are_declined_untouched(call) -> None:  # type: ignore[no-untyped-def]
     parameter = torch.nn.Parameter(torch.zeros(3))

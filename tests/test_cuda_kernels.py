@@ -129,7 +129,15 @@ def test_messages(library: Library) -> None:
         call = library.call([])
         call.spans, call.num_spans = (Span * 1)(span), 1
         with pytest.raises(CudaError, match=message):
-            library.check(library.c.fastclip_cuda_clamp(ctypes.byref(call), ctypes.c_double(1.0)))
+            library.check(
+                library.c.fastclip_cuda_elementwise(ctypes.byref(call), b"clamp", ctypes.c_double(1.0))
+            )
+    with pytest.raises(CudaError, match="no such elementwise operation"):
+        library.check(
+            library.c.fastclip_cuda_elementwise(
+                ctypes.byref(library.call([])), b"scale", ctypes.c_double(1.0)
+            )
+        )
 
 
 @pytest.mark.large

@@ -149,3 +149,21 @@ def test_triton_follows_the_calls_listed(operation: str) -> None:
     *calls, (kernels, _) = LISTED[title]
     assert chain_to(calls_of(*calls[-1]), call) == calls
     assert kernels.startswith("fastclip/kernels/")
+
+
+def test_an_operation_on_every_element_is_written_in_the_files_listed() -> None:
+    """The name of one, as code and not as a function of another library, is nowhere between them."""
+    block = re.search(r"```\n(clamp\n.*?)```", (ROOT / "csrc/README.md").read_text(), re.S)
+    assert block is not None
+    name, *files = block[1].split()
+    assert len(files) <= 10
+    for file in files:
+        assert re.search(rf"{name}|clip_grad_value_", (ROOT / file).read_text()), file
+    passed = [
+        path
+        for folder in ("csrc", "fastclip/backends", "fastclip/kernels")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".h", ".cuh", ".cpp", ".cu", ".py")
+        and re.search(rf"^(?!\s*(//|#)).*(?<![:.\w]){name}\b[^_s]", path.read_text(), re.M)
+    ]
+    assert {str(path.relative_to(ROOT)) for path in passed} <= set(files)

@@ -56,7 +56,7 @@ LAYERS = {
         ("step",),
         ("coefficients", "norm"),
         ("units",),
-        ("scale", "clamp", "nonfinite"),
+        ("scale", "elementwise", "nonfinite"),
         ("accumulate",),
         ("tiles",),
         ("columns", "blocks"),

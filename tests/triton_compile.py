@@ -31,7 +31,17 @@ from triton.compiler.compiler import Language
 from triton.runtime.cache import get_cache_key, get_cache_manager
 from triton.runtime.jit import create_function_from_signature
 
-from fastclip.kernels import blocks, clamp, coefficients, nonfinite, norm, scale, step, thresholds, units
+from fastclip.kernels import (
+    blocks,
+    coefficients,
+    elementwise,
+    nonfinite,
+    norm,
+    scale,
+    step,
+    thresholds,
+    units,
+)
 
 CHUNKS = {"chunks": "*i64", "num_chunks": "i32"}
 NORM_TYPES = {"one": 1.0, "two": 2.0, "inf": math.inf, "any": 3.0}
@@ -46,7 +56,7 @@ class Variant(NamedTuple):
     name: str
     kernel: Any
     signature: dict[str, str]
-    constants: dict[str, int | None]
+    constants: dict[str, Any]
     layout: blocks.Blocks
 
 
@@ -56,7 +66,7 @@ def variants() -> list[Variant]:
     for name, kernel, arguments, constants in (
         ("scale", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": False}),
         ("scale_each", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": True}),
-        ("clamp", clamp.clamp_kernel, {"lo": "fp64", "hi": "fp64"}, {}),
+        ("clamp", elementwise.elementwise_kernel, {"value": "fp64"}, {"OPERATION": "clamp"}),
         ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}, {}),
     ):
         layout = blocks.ELEMENTWISE

@@ -39,7 +39,7 @@ needs_triton = pytest.mark.skipif(missing() is not None, reason=missing() or "")
 if missing() is None:
     os.environ[VARIABLE] = "1"
     try:
-        for name in ("norm", "scale", "clamp", "nonfinite", "step", "thresholds", "units"):
+        for name in ("norm", "scale", "elementwise", "nonfinite", "step", "thresholds", "units"):
             importlib.import_module(f"fastclip.kernels.{name}")
     finally:
         del os.environ[VARIABLE]

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../elementwise.h"
 #include "../span.h"
 #include "../step_rule.h"
 
@@ -34,8 +35,8 @@ struct StepChunk {
 
 using AccumulateKernel = Accumulator (*)(const void* x, int64_t numel, double p);
 using ScaleKernel = void (*)(void* x, int64_t numel, double coef);
-// Clamps to [lo, hi], nan stays; true if an element changed. Nothing is written otherwise.
-using ClampKernel = bool (*)(void* x, int64_t numel, double lo, double hi);
+// True if an element changed; nothing is written otherwise.
+using ElementwiseKernel = bool (*)(void* x, int64_t numel, double value);
 using CountNonfiniteKernel = NonfiniteCount (*)(const void* x, int64_t numel);
 
 // What becomes of a gradient before the update sees it: times `factor`, then within [-max_value, max_value].
@@ -54,7 +55,7 @@ struct Kernels {
   const char* instruction_set;
   AccumulateKernel accumulate[kNumNormKinds][kNumDTypes];
   ScaleKernel scale[kNumDTypes];
-  ClampKernel clamp[kNumDTypes];
+  ElementwiseKernel elementwise[kNumElementwise][kNumDTypes];
   CountNonfiniteKernel count_nonfinite[kNumDTypes];
   AdamKernel adam[kNumDTypes];
   SgdKernel sgd[kNumDTypes];

@@ -75,8 +75,10 @@ void scale_each(const std::vector<Span>& spans, const std::vector<double>& coefs
   });
 }
 
-std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_threads) {
+std::vector<char> elementwise(const std::vector<Span>& spans, Elementwise operation, double value,
+                              int num_threads) {
   const Pass pass(spans, num_threads);
+  const auto& kernels = pass.table().elementwise[index(operation)];
   // One flag per chunk: threads never write to the same one.
   std::vector<char> changed(pass.chunks().size(), 0);
   run_parallel(pass.num_writers(), [&](int thread, int team) {
@@ -84,7 +86,7 @@ std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_th
     for (int64_t i = first; i < last; ++i) {
       const Chunk& chunk = pass.chunks()[i];
       const Span& s = pass.span(chunk);
-      changed[i] = pass.table().clamp[index(s.dtype)](chunk.data(s), chunk.numel, -limit, limit);
+      changed[i] = kernels[index(s.dtype)](chunk.data(s), chunk.numel, value);
     }
   });
   std::vector<char> result(spans.size(), 0);

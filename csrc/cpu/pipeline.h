@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "../elementwise.h"
 #include "../span.h"
 #include "combine.h"
 
@@ -34,8 +35,9 @@ void scale(const std::vector<Span>& spans, double coef, int num_threads);
 // Multiplies spans[i] by coefs[i]; a span for which that changes nothing is not touched.
 void scale_each(const std::vector<Span>& spans, const std::vector<double>& coefs, int num_threads);
 
-// Clamps every element to [-limit, limit]. Returns, per span, whether an element changed.
-std::vector<char> clamp(const std::vector<Span>& spans, double limit, int num_threads);
+// Changes every element. Returns, per span, whether one is another now.
+std::vector<char> elementwise(const std::vector<Span>& spans, Elementwise operation, double value,
+                              int num_threads);
 
 // How many elements of each span are nan and how many infinite. Reads every byte once.
 std::vector<NonfiniteCount> count_nonfinite(const std::vector<Span>& spans, int num_threads);

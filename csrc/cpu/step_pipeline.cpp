@@ -35,7 +35,7 @@ void update(const Kernels& table, const Span& grad, int64_t begin, int64_t numel
       grad_rule.factor = 1.0;
     }
     if (std::isfinite(grad_rule.max_value)) {
-      table.clamp[index(grad.dtype)](written, numel, -grad_rule.max_value, grad_rule.max_value);
+      table.elementwise[index(Elementwise::clamp)][index(grad.dtype)](written, numel, grad_rule.max_value);
     }
   }
   if (rule.maximize) grad_rule.factor = -grad_rule.factor;

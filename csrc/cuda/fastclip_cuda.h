@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define FASTCLIP_CUDA_ABI_VERSION 4
+#define FASTCLIP_CUDA_ABI_VERSION 5
 
 #if defined(__GNUC__)
 #define FASTCLIP_CUDA_API __attribute__((visibility("default")))
@@ -25,7 +25,8 @@ enum {
   FASTCLIP_CUDA_BAD_DTYPE = -2,      // a tag that is not one of FASTCLIP_CUDA_FLOAT32 ..
   FASTCLIP_CUDA_MISALIGNED = -3,     // a pointer that is not a multiple of its element size
   FASTCLIP_CUDA_BAD_NORM_TYPE = -4,  // not p > 0 or inf
-  FASTCLIP_CUDA_NO_MEMORY = -5       // the host is out of memory
+  FASTCLIP_CUDA_NO_MEMORY = -5,      // the host is out of memory
+  FASTCLIP_CUDA_NO_OPERATION = -6    // not a name in ../elementwise.h
 };
 
 enum {
@@ -140,9 +141,9 @@ FASTCLIP_CUDA_API int fastclip_cuda_norms(const FastclipCudaCall* call, double n
                                           void* norms);
 // How many elements of each span are nan and how many infinite: num_spans pairs. Two launches.
 FASTCLIP_CUDA_API int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts);
-// Clamps every element to [-limit, limit]; limit is not nan. One launch, which writes 16-byte words with an
-// element outside only.
-FASTCLIP_CUDA_API int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit);
+// Applies an operation of ../elementwise.h to every element; value is not nan. One launch, which writes
+// 16-byte words with an element that changed only.
+FASTCLIP_CUDA_API int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value);
 
 // Clip and step in one: three launches, which read the spans, the gradients, once and then move what the
 // update moves. targets[i] belongs to spans[i]; no two of their tensors share memory. A step that is skipped

@@ -4,9 +4,9 @@
 #include <new>
 
 #include "context.h"
+#include "elementwise.h"
 #include "fastclip_cuda.h"
 #include "norm.h"
-#include "scale.h"
 #include "step.h"
 
 namespace fastclip::cuda {
@@ -127,6 +127,8 @@ const char* fastclip_cuda_message(int status) {
       return "a tensor does not begin at a multiple of its element size";
     case FASTCLIP_CUDA_BAD_NORM_TYPE:
       return "norm_type is not positive";
+    case FASTCLIP_CUDA_NO_OPERATION:
+      return "the library has no such elementwise operation";
     case FASTCLIP_CUDA_NO_MEMORY:
       return "the host is out of memory";
     default:
@@ -212,9 +214,11 @@ int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts)
   return measure_spans(*call, Measure::kNonfinite, 0, norm_output(counts, FASTCLIP_CUDA_FLOAT32));
 }
 
-int fastclip_cuda_clamp(const FastclipCudaCall* call, double limit) {
+int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value) {
+  const fastclip::Elementwise operation = fastclip::elementwise_named(name);
+  if (operation == fastclip::Elementwise::kCount) return FASTCLIP_CUDA_NO_OPERATION;
   return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    return launch(clamp_kernel(), *prepared.table, writing_grid(*prepared.table, grid), limit);
+    return launch(elementwise_kernel(operation), *prepared.table, writing_grid(*prepared.table, grid), value);
   });
 }
 

@@ -21,7 +21,7 @@ namespace fastclip {
   X(clip_grads_with_norm)          \
   X(norms)                         \
   X(count_nonfinite)               \
-  X(clamp)                         \
+  X(elementwise)                   \
   X(step_workspace_bytes)          \
   X(adam_step)                     \
   X(sgd_step)

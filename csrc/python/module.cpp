@@ -110,15 +110,18 @@ py::object scale_grads(const py::list& parameters, const std::vector<double>& co
   return py::none();
 }
 
-py::object clip_grad_value(const py::list& parameters, double clip_value, int num_threads) {
+// The number of gradients.
+py::object elementwise(const py::list& parameters, const char* name, double value, int num_threads) {
+  const Elementwise operation = elementwise_named(name);
+  if (operation == Elementwise::kCount) return py::str(std::string("there is no kernel for ") + name);
   TensorList grads;
   if (auto reason = collect(grads, parameters, TensorList::Source::kGradients); !reason.empty()) {
     return py::str(reason);
   }
   if (grads.has_lazy_negation()) return py::str("a gradient is a lazily negated view");
   if (PyErr_Occurred()) throw py::error_already_set();
-  const auto changed =
-      without_gil(grads.nbytes(), [&] { return cpu::clamp(grads.spans(), clip_value, num_threads); });
+  const auto changed = without_gil(
+      grads.nbytes(), [&] { return cpu::elementwise(grads.spans(), operation, value, num_threads); });
   increment_versions(grads, [&](size_t i) { return changed[i] != 0; });
   return py::int_(grads.spans().size());
 }
@@ -183,7 +186,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("clip_grads_with_norm_", &clip_grads_with_norm, "parameters"_a, "max_norm"_a, "total_norm"_a,
         "num_threads"_a, "None.");
   m.def("scale_grads_", &scale_grads, "parameters"_a, "coefs"_a, "num_threads"_a, "None.");
-  m.def("clip_grad_value_", &clip_grad_value, "parameters"_a, "clip_value"_a, "num_threads"_a,
+  m.def("elementwise_", &elementwise, "parameters"_a, "operation"_a, "value"_a, "num_threads"_a,
         "The number of gradients.");
   m.def("grad_norms", &grad_norms, "parameters"_a, "p"_a, "num_threads"_a, "([norm, ...], any float64).");
   m.def("count_nonfinite", &count_nonfinite, "tensors"_a, "num_threads"_a,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fastclip.backends.step import Step, Stepped, Unready
+
+Elementwise = Literal["clamp"]
+"""An operation on every element, given one number; each is in csrc/elementwise.h, too.
+
+"clamp": to [-value, value]; nan stays nan.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Backend(Protocol):
     def scale_grads_(self, parameters: list[Tensor], coefs: Tensor) -> Declined | None:
         """Multiply all gradients by the one coefficient, or each by its own; 1-dim."""
 
-    def clip_grad_value_(self, parameters: list[Tensor], clip_value: float) -> Declined | None:
-        """Clamp each gradient to [-clip_value, clip_value]."""
+    def elementwise_(self, parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+        """Change every element of each gradient by itself."""
 
     def grad_norms(
         self, parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None

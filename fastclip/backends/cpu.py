@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import DLDeviceType
 
-from fastclip.backends.base import Declined, declines_units
+from fastclip.backends.base import Declined, Elementwise, declines_units
 from fastclip.backends.step import Step, Stepped, Unready
 
 _C: Any
@@ -92,11 +92,11 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
     return _declined(_C.scale_grads_(parameters, coefs.tolist(), torch.get_num_threads()))
 
 
-def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:
-    """Clamp; reads every byte once, and writes only where an element is outside."""
-    if clip_value != clip_value:
-        return Declined("clip_value is nan")
-    num_grads = _C.clip_grad_value_(parameters, clip_value, torch.get_num_threads())
+def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+    """Change every element by itself; reads every byte once, and writes only where one changes."""
+    if value != value:
+        return Declined(f"{operation} by nan")
+    num_grads = _C.elementwise_(parameters, operation, value, torch.get_num_threads())
     if num_grads == 0:
         return Declined("there is no gradient")
     return _declined(num_grads)
@@ -155,7 +155,7 @@ def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
 
 
 def reason_not_to_write(grads: list[Tensor]) -> str | None:
-    """Return why these gradients cannot be scaled or clamped, or None."""
+    """Return why these gradients cannot be changed, or None."""
     return reason_against_writing(_C.read_tensors(grads, False, DLDeviceType.kDLCPU))
 
 

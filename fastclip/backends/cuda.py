@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined, declines_units, measures_only, threshold_on
+from fastclip.backends.base import Declined, Elementwise, declines_units, measures_only, threshold_on
 from fastclip.backends.read_step import read_step
 from fastclip.backends.step import Step, Stepped, Unready
 
@@ -165,10 +165,10 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
     return None
 
 
-def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:
-    """Clamp; one launch, reads every byte once, and writes only where an element is outside."""
-    if clip_value != clip_value:
-        return Declined("clip_value is nan")
+def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+    """Change elements by themselves; one launch, reads every byte once, writes only where one changes."""
+    if value != value:
+        return Declined(f"{operation} by nan")
     found = _collect(parameters, of_gradients=True)
     if isinstance(found, Declined):
         return found
@@ -176,7 +176,7 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | 
         return Declined("there is no gradient")
     if found.has_lazy_negation():
         return Declined("a gradient is a lazily negated view")
-    if reason := found.clamp(clip_value):
+    if reason := found.elementwise(operation, value):
         return Declined(reason)
     increment_version(found.tensors)
     return None
@@ -254,7 +254,7 @@ def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
 
 
 def reason_not_to_write(grads: list[Tensor]) -> str | None:
-    """Return why these gradients cannot be scaled or clamped, or None."""
+    """Return why these gradients cannot be changed, or None."""
     found = _collect(grads, of_gradients=False)
     return found.reason if isinstance(found, Declined) else cpu.reason_against_writing(found)
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastclip.backends import eager
-from fastclip.backends.base import Declined, measures_only
+from fastclip.backends.base import Declined, Elementwise, measures_only
 
 _DEVICE_TYPES = ("cpu", "cuda")
 _OF_TENSORS = ("total_norm", "count_nonfinite")
 
-WRITING = ("clip_grad_norm_", "clip_grads_with_norm_", "scale_grads_", "clip_grad_value_")
+WRITING = ("clip_grad_norm_", "clip_grads_with_norm_", "scale_grads_", "elementwise_")
 """Operations that change the gradients."""
 
 
@@ -75,9 +75,9 @@ class Spread:
         beside = [(_beside(share.values[0], coef),) for share, coef in zip(self.shares, own, strict=True)]
         self._write("scale_grads_", beside)
 
-    def clip_grad_value_(self, clip_value: float) -> None:
-        """Clamp each gradient to [-clip_value, clip_value]."""
-        self._write("clip_grad_value_", [(clip_value,)] * len(self.shares))
+    def elementwise_(self, operation: Elementwise, value: float) -> None:
+        """Change every element by itself."""
+        self._write("elementwise_", [(operation, value)] * len(self.shares))
 
     def grad_norms(self, norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
         """Return the norm of each gradient, in the order of the list, on the device of the first."""

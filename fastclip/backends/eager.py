@@ -8,7 +8,7 @@ torch's own functions and behaves as there. torch.compile traces these functions
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad as torch_clip_grad
 from torch.nn.utils.clip_grad import clip_grad_value_ as _torch_clip_grad_value_
 from torch.utils._foreach_utils import _device_has_foreach_support, _has_foreach_support
 
-from fastclip.backends.base import Declined, declines_units, measures_only
+from fastclip.backends.base import Declined, Elementwise, declines_units, measures_only
 from fastclip.backends.step import Step
 from fastclip.reference import NORM_EPSILON
 
@@ -108,7 +108,14 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor, foreach: bool | None =
             grad.mul_(coef.to(grad.device, torch.float64 if grad.dtype == torch.float64 else torch.float32))
 
 
-def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool | None = None) -> None:
+def elementwise_(
+    parameters: list[Tensor], operation: Elementwise, value: float, foreach: bool | None = None
+) -> None:
+    """Change every element by itself."""
+    _ELEMENTWISE[operation](parameters, value, foreach)
+
+
+def _clamp_(parameters: list[Tensor], clip_value: float, foreach: bool | None) -> None:
     """Clamp each gradient to [-clip_value, clip_value]; torch's own function unless a compiler traces it."""
     if not is_compiling():
         _torch_clip_grad_value_(parameters, clip_value, foreach)
@@ -118,6 +125,9 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float, foreach: bool 
         for param in parameters:
             if param.grad is not None:
                 param.grad.clamp_(-clip_value, clip_value)
+
+
+_ELEMENTWISE: dict[Elementwise, Callable[[list[Tensor], float, bool | None], None]] = {"clamp": _clamp_}
 
 
 def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from torch.autograd.graph import increment_version
 from torch.utils.dlpack import DLDeviceType
 
 from fastclip.backends import cpu
-from fastclip.backends.base import Declined, is_by_units, measures_only, threshold_on, unit_numel
+from fastclip.backends.base import Declined, Elementwise, is_by_units, measures_only, threshold_on, unit_numel
 from fastclip.backends.read_step import read_step
 from fastclip.backends.step import Step, Stepped, Unready
 from fastclip.kernels.step_table import build_step_table, upload_rules
@@ -173,10 +173,10 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
         return _scale(found, coefs.to(torch.float64).contiguous())
 
 
-def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | None:
-    """Clamp in one launch; reads every byte once, and writes only where an element is outside."""
-    if math.isnan(clip_value):
-        return Declined("clip_value is nan")
+def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+    """Change every element in one launch; reads every byte once, and writes only where one changes."""
+    if math.isnan(value):
+        return Declined(f"{operation} by nan")
     found = _read(parameters, of_gradients=True)
     if isinstance(found, Declined):
         return found
@@ -187,7 +187,7 @@ def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> Declined | 
     with current_device(device_of(found)):
         if (table := _table(found)).overlaps:
             return _OVERLAP
-        _kernels("clamp").clamp(table, -clip_value, clip_value)
+        _kernels("elementwise").elementwise(table, operation, value)
     increment_version(found.tensors)
     return None
 
@@ -290,7 +290,7 @@ def clip_and_step(step: Step) -> Stepped | Unready | Declined | None:
 
 
 def reason_not_to_write(grads: list[Tensor]) -> str | None:
-    """Return why these gradients cannot be scaled or clamped, or None."""
+    """Return why these gradients cannot be changed, or None."""
     found = _read(grads, of_gradients=False)
     if isinstance(found, Declined):
         return found.reason

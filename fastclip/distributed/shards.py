@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
 from fastclip.backends import Backend
-from fastclip.backends.base import measures_only
+from fastclip.backends.base import Elementwise, measures_only
 from fastclip.distributed import marks
 from fastclip.distributed.marks import Ranks
 from fastclip.distributed.payload import LARGEST_P, Encoding, constant
@@ -222,15 +222,15 @@ class Shards:
         backends.run_foreach(foreach, operation, holders, *args)
         self._tell_autograd(holders, before)
 
-    def clamp(self, clip_value: float, foreach: bool | None = None) -> None:
-        """Clamp every element to [-clip_value, clip_value]; partial sums are reduced for it."""
+    def elementwise(self, operation: Elementwise, value: float, foreach: bool | None = None) -> None:
+        """Change every element by itself; partial sums are reduced for it."""
         reduced = self._reduced()
         self._whole = None  # they are about to change
         holders = self._holders(reduced)
         if not holders:
             return
         before = [holder.grad._version for holder in holders]
-        backends.run_foreach(foreach, Backend.clip_grad_value_, holders, clip_value)
+        backends.run_foreach(foreach, Backend.elementwise_, holders, operation, value)
         for pending in self.plan.pending:
             # Still a sum over ranks: that of the first holds all of it, and the others nothing.
             first = all(dist.get_rank(group) == 0 for group in pending.groups)

@@ -58,9 +58,9 @@ class Elements(Within):
             return
         limit = self.max_value if scale is None else self.max_value * float(scale)
         if spread is not None:
-            spread.clamp(limit)
+            spread.elementwise("clamp", limit)
         elif params:
-            backends.run(Backend.clip_grad_value_, list(params), limit)
+            backends.run(Backend.elementwise_, list(params), "clamp", limit)
 
     def folds(self, params: Sequence[Tensor]) -> bool:
         """Every kernel clamps on the way."""

@@ -1,4 +1,4 @@
-#include "scale.h"
+#include "elementwise.h"
 
 #include "../finalize.h"
 #include "elements.cuh"
@@ -63,23 +63,6 @@ __device__ bool multiply(T& x, double coefficient) {
   return true;
 }
 
-// float64 keeps the limit, narrower types compare in float32 and store it rounded, as torch does.
-__device__ bool clamp_to(double& x, double limit) {
-  const double before = x;
-  x = x < -limit ? -limit : x;
-  x = x > limit ? limit : x;
-  return x < before || x > before;
-}
-
-template <class T>
-__device__ bool clamp_to(T& x, double limit) {
-  const T lowest = narrow<T>(static_cast<float>(-limit)), highest = narrow<T>(static_cast<float>(limit));
-  const float before = widen(x);
-  x = widen(x) < widen(lowest) ? lowest : x;
-  x = widen(x) > widen(highest) ? highest : x;
-  return widen(x) < before || widen(x) > before;
-}
-
 // Multiply every span by the coefficient, or by its own, unless that is 1.
 //
 // Math      x = x * coefficient; in float32 for elements of 32 bits and fewer, rounded once when stored.
@@ -107,23 +90,50 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   });
 }
 
-// Clamp every span to [-limit, limit].
+// What an operation of FASTCLIP_ELEMENTWISE makes of an element; update says whether that is another value.
+template <Elementwise kOperation>
+struct Operation;
+
+// x = min(max(x, -limit), limit). nan stays nan, inf becomes limit; a negative limit gives its value
+// everywhere, as in torch. float64 keeps the limit, narrower types compare in float32 and store it rounded,
+// as torch does.
+template <>
+struct Operation<Elementwise::clamp> {
+  static __device__ bool update(double& x, double limit) {
+    const double before = x;
+    x = x < -limit ? -limit : x;
+    x = x > limit ? limit : x;
+    return x < before || x > before;
+  }
+
+  template <class T>
+  static __device__ bool update(T& x, double limit) {
+    const T lowest = narrow<T>(static_cast<float>(-limit)), highest = narrow<T>(static_cast<float>(limit));
+    const float before = widen(x);
+    x = widen(x) < widen(lowest) ? lowest : x;
+    x = widen(x) > widen(highest) ? highest : x;
+    return widen(x) < before || widen(x) > before;
+  }
+};
+
+// Apply an operation to every element.
 //
-// Math      x = min(max(x, -limit), limit), the limit rounded to the element type.
+// Math      that of the Operation, with one number for all spans.
 // Grid      as accumulate.
-// Traffic   reads every byte once; writes the 16-byte vectors in which an element was outside.
+// Traffic   reads every byte once; writes the 16-byte vectors in which an element changed.
 // Order     elementwise.
-// Requires  as scale_spans; limit is not nan.
-// Range     nan stays nan, inf becomes limit. A negative limit gives its value everywhere, as in torch.
+// Requires  as scale_spans; value is not nan.
+// Range     that of the Operation.
 // Scratch   none.
 // Measured  not yet.
 // Source    own.
-template <int kEntries>
+template <Elementwise kOperation, int kEntries>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    clamp_spans(const __grid_constant__ TableArgument<kEntries> table, const double limit) {
+    update_elements(const __grid_constant__ TableArgument<kEntries> table, const double value) {
   visit_backwards(table, [&](uint32_t, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
-    update_backwards<kLoadsInFlight / 2>(piece, [&](T& x) { return clamp_to(x, limit); });
+    update_backwards<kLoadsInFlight / 2>(piece,
+                                         [&](T& x) { return Operation<kOperation>::update(x, value); });
   });
 }
 
@@ -131,6 +141,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 TableKernel<Coefficient> scale_kernel() { return {scale_spans<kSmallTable>, scale_spans<kLargeTable>}; }
 
-TableKernel<double> clamp_kernel() { return {clamp_spans<kSmallTable>, clamp_spans<kLargeTable>}; }
+TableKernel<double> elementwise_kernel(Elementwise operation) {
+#define FASTCLIP_TABLE_KERNEL(name) \
+  {update_elements<Elementwise::name, kSmallTable>, update_elements<Elementwise::name, kLargeTable>},
+  static const TableKernel<double> kernels[] = {FASTCLIP_ELEMENTWISE(FASTCLIP_TABLE_KERNEL)};
+#undef FASTCLIP_TABLE_KERNEL
+  return kernels[index(operation)];
+}
 
 }  // namespace fastclip::cuda

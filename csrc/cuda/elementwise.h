@@ -1,6 +1,7 @@
-// Apply: multiply or clamp every span in place.
+// Change every element of every span in place.
 #pragma once
 
+#include "../elementwise.h"
 #include "launch.h"
 
 namespace fastclip::cuda {
@@ -18,7 +19,7 @@ struct Coefficient {
 
 TableKernel<Coefficient> scale_kernel();
 
-// Takes the limit: clamps to [-limit, limit].
-TableKernel<double> clamp_kernel();
+// Takes the operation's number.
+TableKernel<double> elementwise_kernel(Elementwise operation);
 
 }  // namespace fastclip::cuda

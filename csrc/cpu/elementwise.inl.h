@@ -1,11 +1,14 @@
-// Clamp a chunk to [lo, hi] in place, for inclusion in a kernels_*.cpp.
+// The operations of FASTCLIP_ELEMENTWISE on a chunk in place, for inclusion in a kernels_*.cpp: each returns
+// whether it changed an element, and writes nothing if not. Spans that share memory must not run together.
+
+// Clamp to [-limit, limit].
 //
-// Math        x = min(max(x, lo), hi), with lo and hi rounded to the element type as torch rounds them.
+// Math        x = min(max(x, -limit), limit), the limits rounded to the element type as torch rounds them.
 // Partition   elementwise.
 // Traffic     reads numel * item size bytes; reads and writes as many again only if an element is outside.
 // Order       none.
-// Requires    nothing of alignment; lo and hi are not nan. Spans that share memory must not run together.
-// Range       nan stays nan, inf becomes hi, -inf lo. lo > hi gives hi everywhere, as in torch.
+// Requires    nothing of alignment; limit is not nan.
+// Range       nan stays nan, inf becomes limit. A negative limit gives its value everywhere, as in torch.
 // Scratch     none.
 
 template <class T>
@@ -18,9 +21,9 @@ double bound<double>(double value) {
 }
 
 template <class T>
-bool clamp(void* data, int64_t numel, double lo_value, double hi_value) {
+bool clamp(void* data, int64_t numel, double limit) {
   T* x = static_cast<T*>(data);
-  const T lo = bound<T>(lo_value), hi = bound<T>(hi_value);
+  const T lo = bound<T>(-limit), hi = bound<T>(limit);
   const auto lo_wide = widen(lo), hi_wide = widen(hi);
   int outside = 0;
   for (int64_t i = 0; i < numel; ++i) {
