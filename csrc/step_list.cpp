@@ -106,7 +106,7 @@ PyObject* StepList::gradient(PyObject* param) const {
   return gradient_of(param);
 }
 
-const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span) {
+const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span, size_t* place) {
   PyObject* const tensor = memory_of(whole);
   if (tensor == nullptr) {
     PyErr_Clear();
@@ -118,8 +118,16 @@ const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span) {
   if (!has_device_) device_ = view->device;
   has_device_ = true;
   if (view->device.id != device_.id) return "is on another device than the first parameter";
-  ahead_.tensor(tensor, *view);
+  const size_t read_at = ahead_.tensor(tensor, *view);
+  if (place != nullptr) *place = read_at;
   return nullptr;
+}
+
+bool StepList::is_negated(PyObject* whole, size_t place, int64_t numel) {
+  PyObject* const tensor = memory_of(whole);
+  const bool negated = ahead_.is_negated(tensor, place, numel);
+  Py_DECREF(tensor);
+  return negated;
 }
 
 bool StepList::decline(const std::string& what) {
@@ -191,21 +199,19 @@ bool StepList::add_state(PyObject* tensor, const StepGroup& group, size_t place,
 bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   dlpack::Tensor param_view, grad_view;
   Span param_span, grad_span;
-  if (const char* obstacle = read(param, &param_view, &param_span)) {
+  size_t param_place, grad_place;
+  if (const char* obstacle = read(param, &param_view, &param_span, &param_place)) {
     return decline(std::string("it ") + obstacle);
   }
-  if (const char* obstacle = read(grad, &grad_view, &grad_span)) {
+  if (const char* obstacle = read(grad, &grad_view, &grad_span, &grad_place)) {
     return decline(std::string("its gradient ") + obstacle);
   }
   if (grad_span.dtype != param_span.dtype || !same_layout(grad_view, param_view)) {
     return decline("its gradient has another dtype, shape or layout");
   }
-  PyObject* const param_memory = memory_of(param);
-  PyObject* const grad_memory = memory_of(grad);
-  const bool negated = is_negated(param_memory) || is_negated(grad_memory);
-  Py_DECREF(param_memory);
-  Py_DECREF(grad_memory);
-  if (negated) return decline("it or its gradient is a lazily negated view");
+  if (is_negated(param, param_place, param_span.numel) || is_negated(grad, grad_place, grad_span.numel)) {
+    return decline("it or its gradient is a lazily negated view");
+  }
 
   StepTarget target{param_span.data, {}, nullptr, 0, param_span.dtype, DType::kFloat32};
   double step = 0;

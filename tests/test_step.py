@@ -136,3 +136,25 @@ def ones(size: int) -> torch.nn.Parameter:
     param = torch.nn.Parameter(torch.ones(size))
     param.grad = torch.ones(size)
     return param
+
+
+@pytest.mark.parametrize("numel", [1, 4])
+def test_gradients_that_become_lazily_negated_views_are_seen_in_every_step(numel: int) -> None:
+    """Where a tensor was found to be none, another may follow: of one element also from torch itself."""
+    ours, theirs = (torch.nn.Parameter(torch.ones(numel)) for _ in range(2))
+    clipped, plain = ClippedOptimizer(torch.optim.SGD([ours], 0.1), 1.0), torch.optim.SGD([theirs], 0.1)
+    for step in range(12):
+        negated = step % 3 == 2
+        weight = torch.full((numel,), 3.0 + 1j * (step + 1))
+        ours.grad = None
+        if numel == 1:
+            torch.complex(torch.zeros(numel), ours).backward(weight.conj() if negated else weight)
+        else:
+            ours.grad = torch._neg_view(weight.imag.clone()) if negated else weight.imag.clone()
+        assert ours.grad is not None
+        assert ours.grad.is_neg() == negated
+        theirs.grad = ours.grad.resolve_neg().clone()
+        clipped.step()
+        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        plain.step()
+        torch.testing.assert_close(ours, theirs)
