@@ -7,6 +7,7 @@ Where there is one, the kernels are compiled for it in this process and not inte
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -56,6 +57,23 @@ def _convert_bfloat16(values: np.ndarray, source: Any, target: Any, _rounding: A
         return tensor.view(torch.bfloat16).to(torch.float32).numpy()
     assert (source.name, target.name) == ("fp32", "bf16")
     return tensor.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
+def _remembering(dtype_of: Any) -> Any:
+    """Return the interpreter's function that gives the dtype of numpy, which makes a table at every call.
+
+    Of the time of a test, that is a tenth.
+    """
+    known: dict[Any, np.dtype] = {}
+
+    def dtype_once(of: Any) -> np.dtype:
+        scalar = of.scalar
+        key = "pointer" if scalar.is_ptr() else scalar.name
+        if key not in known:
+            known[key] = dtype_of(scalar)
+        return known[key]
+
+    return dtype_once
 
 
 @functools.cache
@@ -142,6 +160,10 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
 
     patch.setenv(VARIABLE, "1")
     patch.setattr(interpreter, "_convert_float", _convert_bfloat16)
+    patch.setattr(interpreter, "_get_np_dtype", _remembering(interpreter._get_np_dtype))
+    # Whether integers overflow is computed for an assertion that only Triton's debug mode makes: a quarter.
+    options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+    patch.setattr(interpreter.interpreter_builder, "options", options)
     patch.setattr(interpreter, "_patch_builtin", _patch_builtin)
     patch.setattr(interpreter, "_patch_lang", _patching_once(interpreter._patch_lang))
     # Two tiles of the interpreter, so that short tensors have several chunks and programs several rounds.
