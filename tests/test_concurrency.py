@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from cases import BY_NAME, parameters_of
+from programs import run_python
 
 import fastclip
 
@@ -43,10 +43,8 @@ print("exit code of the child:", os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork_after_a_parallel_region() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=150, check=True
-    )
-    assert done.stdout == "exit code of the child: 0\n"
+    done = run_python(FORK)
+    assert (done.returncode, done.stdout) == (0, "exit code of the child: 0\n"), done.stderr
 
 
 def in_threads(work: Any, arguments: list[Any]) -> list[Any]:

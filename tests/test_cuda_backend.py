@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_python
 
 import fastclip
 from fastclip.backends import Declined, cpu, cuda
@@ -95,4 +94,4 @@ def test_gradients_on_the_cpu_are_declined_untouched(call) -> None:  # type: ign
 def test_asking_for_the_backend_leaves_cuda_uninitialized() -> None:
     """A process that has initialized CUDA cannot fork workers that use it."""
     script = "import fastclip, torch; fastclip.backend_info(); assert not torch.cuda.is_initialized()"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert run_python(script).returncode == 0

@@ -15,6 +15,7 @@ from types import ModuleType
 import compiled
 import pytest
 import torch
+from programs import run_python
 
 ROOT = Path(__file__).parents[1]
 # Of every generation the one that trains. Two are assembled from the PTX of the one before, the same but for
@@ -237,7 +238,7 @@ def test_without_a_driver_the_library_loads_and_says_why_not(built: tuple[Path, 
     )
     if importlib.util.find_spec("fastclip._C") is None:
         pytest.skip("needs the C++ extension")
-    output = subprocess.check_output([sys.executable, "-c", script, str(built[0])], cwd=ROOT, text=True)
+    output = run_python(script, str(built[0])).stdout
     if torch.cuda.device_count():
         pytest.skip("needs a machine without a CUDA device")
     assert re.match(r"'' (CUDA driver version is insufficient|no CUDA-capable device)", output), output

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import tempfile
 
 import pytest
@@ -26,6 +24,7 @@ from distributed_cases import (
     version_rises,
     without_gradients,
 )
+from programs import run_python
 from ranks import ranks
 
 import fastclip
@@ -229,9 +228,7 @@ for turn in range(2):
 print("found", plans[0] is plans[1], plans[1] is plans[2])
 """
     with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run(
-            [sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120
-        )
+        run = run_python(code, folder)
     # Among what gloo says of connections in torch 2.10.
     found = [line for line in run.stdout.splitlines() if line.startswith("found ")]
     assert found == ["found 5.0", "found 5.0", "found True False"], run.stderr

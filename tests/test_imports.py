@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -143,35 +144,54 @@ def ranks(layers: tuple[tuple[str, ...], ...]) -> dict[str, int]:
     return {name: rank for rank, names in enumerate(layers) for name in names}
 
 
-def loaded_by(statement: str) -> tuple[set[str], str]:
-    """Modules that a fresh interpreter has after `statement`, and what it printed."""
-    code = f"import sys\n{statement}\nsys.stderr.write('\\n'.join(['MODULES', *sys.modules]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+STATEMENTS = (
+    "import fastclip",
+    "import fastclip.bench.suite",
+    "print('noise')",
+    "import fastclip.tuner.executors.processes",
+    "from fastclip.tuner import TunerCV",
+)
+
+
+Loaded = dict[str, tuple[set[str], str]]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    """Statement -> modules that a fresh interpreter has after it and those above, and what it printed."""
+    code = (
+        "import sys\n"
+        "for statement in sys.argv[1:]:\n"
+        "    exec(statement)\n"
+        "    print(end='MODULES ' + ' '.join(sys.modules) + '\\n', flush=True)\n"
     )
-    printed, _, modules = done.stderr.partition("MODULES")
-    return set(modules.split()), done.stdout + printed
+    command = [sys.executable, "-c", code, *STATEMENTS]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    told = re.findall(r"(.*?)MODULES (.*?)\n", done.stdout, re.DOTALL)
+    pairs = zip(STATEMENTS, told, strict=True)
+    return {statement: (set(modules.split()), printed) for statement, (printed, modules) in pairs}
 
 
 def forbidden_in(modules: set[str]) -> set[str]:
     return {m for m in modules if m in FORBIDDEN or any(m.startswith(f + ".") for f in FORBIDDEN)}
 
 
-def test_import_loads_nothing_heavy_but_torch() -> None:
-    modules, printed = loaded_by("import fastclip")
+def test_import_loads_nothing_heavy_but_torch(loaded: Loaded) -> None:
+    modules, printed = loaded["import fastclip"]
     assert forbidden_in(modules) == set()
     assert {"torch", "fastclip.clip_grad"} <= modules
     assert "torch.distributed.tensor" not in modules
     assert printed == ""
 
 
-def test_a_worker_that_trains_folds_loads_no_search() -> None:
+def test_a_worker_that_trains_folds_loads_no_search(loaded: Loaded) -> None:
     heavy = {"optuna", "sklearn", "scipy", "sqlalchemy", "joblib", "matplotlib", "pandas"}
-    modules, printed = loaded_by("import fastclip.tuner.executors.processes")
+    modules, printed = loaded["import fastclip.tuner.executors.processes"]
     assert heavy & modules == set()
     assert {m for m in modules if m.startswith("fastclip.tuner.study")} == set()
     assert printed == ""
-    modules, _ = loaded_by("from fastclip.tuner import TunerCV")  # the test of this test
+    modules, _ = loaded["from fastclip.tuner import TunerCV"]  # the test of this test
     assert {"optuna", "sklearn", "fastclip.tuner.study.search"} <= modules
 
 
@@ -186,13 +206,14 @@ def test_the_tuner_has_the_names_it_lists() -> None:
         tuner.TunerVC  # noqa: B018
 
 
-def test_the_boundary_is_seen_to_be_crossed() -> None:
+def test_the_boundary_is_seen_to_be_crossed(loaded: Loaded) -> None:
     """The test of the test above: a module that loads what it may not is found out."""
-    modules, printed = loaded_by("import fastclip, fastclip.bench.suite\nprint('noise')")
+    modules, printed = loaded["import fastclip.bench.suite"]
     assert "fastclip.bench" in forbidden_in(modules)
     # benchmarks/gpu.py runs where nothing but torch is installed.
     assert {m for m in forbidden_in(modules) if not m.startswith("fastclip.bench")} == set()
-    assert printed == "noise\n"
+    assert printed == ""
+    assert loaded["print('noise')"][1] == "noise\n"
 
 
 def imports_of(path: Path, prefix: str) -> Iterator[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from cases import BY_NAME, parameters_of
 from contract_comparison import assert_same, assert_same_outcome, outcome
+from programs import run_python
 from torch.nn import utils
 
 import fastclip
@@ -142,9 +141,8 @@ with warnings.catch_warnings(record=True) as caught:
     fastclip.clip_grads_with_norm_([p], -1.0, torch.tensor(1.0))
 print([str(w.message) for w in caught], caught[0].filename)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("max_norm is negative") == 1
     assert done.stdout.strip().endswith("<string>")
 
