@@ -158,10 +158,10 @@ def measure(name: str, p: float, dtype: torch.dtype, scale: float = 1.0) -> dict
     tensors = whole(0, dtype, scale)
     made, options, expected = layout(name, tensors)
     true = norm_of(tensors, p)
-    before = [full(x.grad).clone() for x in made]
+    before = [full_local(x.grad).clone() for x in made]
     with Collectives() as seen:
         idle = fastclip.clip_grad_norm_(made, 2 * true, p, **options)
-    kept = all(torch.equal(full(x.grad), b) for x, b in zip(made, before, strict=True))
+    kept = all(torch.equal(full_local(x.grad), b) for x, b in zip(made, before, strict=True))
     limit = true / 4
     norm = fastclip.clip_grad_norm_(made, limit, p, **options)
     after = fastclip.clip_grad_norm_(made, math.inf, p, **options)
