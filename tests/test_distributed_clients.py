@@ -24,11 +24,12 @@ from ranks import ranks
 WAYS = [(2, "ddp"), (2, "fsdp2"), (2, "tp"), (2, "tp_sp"), (2, "fsdp1"), (2, "fsdp1_flat")]
 WAYS += [(2, "fsdp2_mixed")]
 WAYS += [(4, "hsdp"), (4, "fsdp2_tp")]
+# Which optimizer steps does not depend on how it is clipped for: both with both in one way.
+KINDS = [(*way, *both) for way in WAYS for both in (("sgd", "function"), ("adamw", "wrapper"))]
+KINDS += [(2, "fsdp2", "adamw", "function"), (2, "fsdp2", "sgd", "wrapper")]
 
 
-@pytest.mark.parametrize("how", ["function", "wrapper"])
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@pytest.mark.parametrize(("world", "way"), WAYS)
+@pytest.mark.parametrize(("world", "way", "kind", "how"), KINDS)
 def test_training_is_that_of_one_process(world: int, way: str, kind: str, how: str) -> None:
     found = ranks(world).run(train, way, kind, how)
     for one in found:

@@ -163,7 +163,7 @@ def test_one_value_that_is_not_finite_reaches_the_norm_from_anywhere(
     target: Target, dtype: torch.dtype
 ) -> None:
     """Whichever lane, vector or block meets it."""
-    numel, apart = (2_011, 701) if target.is_interpreted else (20_011, 509)
+    numel, apart = (2_011, 701) if target.is_interpreted else (20_011, 509 if target.is_quick else 1_999)
     for position in range(0, numel, apart):
         tensor = torch.ones(numel, dtype=dtype, device=target.device)
         for value in (-INF, NAN):
