@@ -151,8 +151,6 @@ STATEMENTS = (
     "import fastclip.tuner.executors.processes",
     "from fastclip.tuner import TunerCV",
 )
-
-
 Loaded = dict[str, tuple[set[str], str]]
 
 
@@ -169,8 +167,7 @@ def loaded() -> Loaded:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     told = re.findall(r"(.*?)MODULES (.*?)\n", done.stdout, re.DOTALL)
-    pairs = zip(STATEMENTS, told, strict=True)
-    return {statement: (set(modules.split()), printed) for statement, (printed, modules) in pairs}
+    return {s: (set(modules.split()), text) for s, (text, modules) in zip(STATEMENTS, told, strict=True)}
 
 
 def forbidden_in(modules: set[str]) -> set[str]:
