@@ -50,7 +50,7 @@ def loss_of(model: nn.Module, step: int) -> Tensor:
     return out
 
 
-STEPS, LIMIT = 10, 0.25
+STEPS, LIMIT = 20, 0.25
 
 
 def optimizer_of(kind: str, params: Any) -> torch.optim.Optimizer:
