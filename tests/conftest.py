@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Generator, Iterator
+from multiprocessing.forkserver import ensure_running
 
 # Before torch loads OpenMP: threads that spin while they wait slow each other down on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -74,6 +76,8 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        if "programs" in sys.modules:  # whose server is to start before a search starts one that has less
+            ensure_running()
         gc.collect()
         gc.freeze()
         gc.enable()

@@ -79,7 +79,7 @@ class ExecutorContract:
 
     def test_hung_fold_is_given_back(self, pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         # Only here, so that a machine that pauses fails no other test.
-        monkeypatch.setattr(pool, "_hang_timeout", 3.0)
+        monkeypatch.setattr(pool, "_hang_timeout", 0.5)
         pool.submit(FoldTask(0, 0, {"lr": cases.HANGING}))
         (result,) = drain(pool, 1)
         assert result.status is Verdict.KILLED

@@ -1,6 +1,8 @@
 """Worker processes: folds that are lost, searches that are interrupted, and the same trials everywhere."""
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 import tuner_cases as cases
 from executor_cases import ExecutorContract, context
+from programs import forkserver
 
 from fastclip.tuner import Choice, Float, TunerCV, cross_validate
 from fastclip.tuner.executors.base import device_slots
@@ -57,6 +60,27 @@ class TestProcesses(ExecutorContract):
         assert is_running(pid)
         executor.close()
         assert not is_running(pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+def test_workers_of_one_server_have_the_environment_and_limits_of_their_search(tmp_path, monkeypatch):
+    servers, limits = set(), resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        for value, limit in (("one", 2**45), ("other", 2**46)):
+            monkeypatch.setenv("FASTCLIP_TEST_VARIABLE", value)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limits[1]))
+            (folder := tmp_path / value).mkdir()
+            params = {"folder": str(folder)}
+            cross_validate(cases.noting_surroundings, params, cases.blobs(), cv=2, max_epochs=1, n_jobs=2)
+            here = str(os.getpid())  # where the parameters are tried out
+            told = [json.loads(path.read_text()) for path in folder.iterdir() if path.name != here]
+            # A process that is forked from one that has spoken to the CUDA driver cannot do so any more.
+            assert {(*given, is_bad) for *given, _, is_bad in told} == {(value, limit, False)}
+            servers |= {parent for _, _, parent, _ in told}
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+    assert len(servers) == 1
+    assert os.getpid() not in servers
 
 
 def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):
@@ -156,28 +180,23 @@ def slow_search(output_dir, folder, **options):
     return TunerCV(cases.pid_model, space, **settings).fit(cases.blobs())
 
 
-@pytest.fixture
-def running_search(tmp_path):
-    """A search with two workers in a process group of its own."""
+def test_ctrl_c_stops_cleanly_and_resume_goes_on_at_the_fold(tmp_path):
     (tmp_path / "pids").mkdir()
     (tmp_path / "search.py").write_text(SCRIPT)
-    here = Path(__file__).parent
+    history, here = tmp_path / "run" / "history", Path(__file__).parent
     with subprocess.Popen(
         [sys.executable, tmp_path / "search.py", tmp_path / "run", tmp_path / "pids"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    ) as process:
-        yield process
-        process.kill()
-
-
-def test_ctrl_c_stops_cleanly_and_resume_goes_on_at_the_fold(running_search, tmp_path):
-    history = tmp_path / "run" / "history"
-    wait_until(lambda: history.exists() and len(list(history.glob("*.json"))) >= 2)
-    os.killpg(running_search.pid, signal.SIGINT)  # as a terminal does: parent and workers
-    _, errors = running_search.communicate(timeout=60)
+    ) as search:
+        try:
+            wait_until(lambda: history.exists() and len(list(history.glob("*.json"))) >= 2)
+            os.killpg(search.pid, signal.SIGINT)  # as a terminal does: parent, server and workers
+            _, errors = search.communicate(timeout=60)
+        finally:
+            search.kill()
     assert "KeyboardInterrupt" in errors
     assert errors.count("Traceback") == 1, "the workers must not join in"
     workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
@@ -192,9 +211,13 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on_at_the_fold(running_search, tmp
     assert (tmp_path / "whole" / "trials.csv").read_bytes() == (tmp_path / "run" / "trials.csv").read_bytes()
 
 
-def test_workers_of_a_killed_parent_end_too(running_search, tmp_path):
+def test_workers_of_a_killed_parent_end_too(tmp_path):
+    (tmp_path / "pids").mkdir()
+    search = forkserver.Process(target=slow_search, args=(None, tmp_path / "pids"), kwargs={"n_jobs": 2})
+    search.start()
     wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2)
-    running_search.kill()
+    search.kill()
+    search.join()
     workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
     wait_until(lambda: not any(is_running(pid) for pid in workers), 20)
 

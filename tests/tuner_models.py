@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -93,6 +95,14 @@ def dangerous(params: dict[str, Any]) -> nn.Module:
     if params["lr"] == HANGING:
         time.sleep(3600)
     return noting_process(mlp(params), params["folder"]) if "folder" in params else mlp(params)
+
+
+def noting_surroundings(params: dict[str, Any]) -> nn.Module:
+    """Writes to the folder what a process that trains was given, which one forked it, and if too late."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    told = [os.environ.get("FASTCLIP_TEST_VARIABLE"), limit, os.getppid(), torch.cuda._is_in_bad_fork()]
+    (Path(params["folder"]) / str(os.getpid())).write_text(json.dumps(told))
+    return mlp(params)
 
 
 def noting_process(model: nn.Module, folder: str) -> nn.Module:

@@ -67,7 +67,7 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
         search_clipped: Train with `fastclip.ClippedOptimizer`, which clips in its step, instead of clipping
             before it: the trials are those of a training loop that uses it, to rounding.
         pruner: None, "median", "hyperband", "successive_halving", "patient_median" or an Optuna pruner.
-        n_jobs: Folds trained at the same time, in spawned processes when above 1; -1 takes every core.
+        n_jobs: Folds trained at the same time, in processes of their own when above 1; -1 takes every core.
         executor: "auto", "inline", "processes" or "ray"; see `make_executor`.
         devices: One device per job, in turn.
         threads: torch's threads per fold. The same number for every n_jobs gives the same bits for every

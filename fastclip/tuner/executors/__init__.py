@@ -1,1 +1,1 @@
-"""Run folds: in this process, in spawned ones, on Ray."""
+"""Run folds: in this process, in others, on Ray."""

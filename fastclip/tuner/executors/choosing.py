@@ -24,7 +24,7 @@ def make_executor(
     """Build an executor.
 
     Args:
-        name: "inline", "processes", "ray", or "auto": inline for one job, spawned processes for more.
+        name: "inline", "processes", "ray", or "auto": inline for one job, processes for more.
         context: What all folds share.
         n_jobs: Folds trained at the same time.
         devices: One device per slot, used in turn when there are fewer; None takes every CUDA device, or

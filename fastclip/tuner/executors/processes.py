@@ -1,4 +1,4 @@
-"""Spawned worker processes that train folds and are replaced when they die or hang."""
+"""Worker processes that train folds and are replaced when they die or hang."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from fastclip.tuner.executors.base import EpochCallback
 from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
+
+# torch, and the compiler that it imports with the first optimizer; neither asks for a device.
+PRELOADED = ["torch._dynamo"]
 
 MAX_ATTEMPTS = 2
 BEAT_SECONDS = 1.0
@@ -42,7 +46,11 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """Trains folds in spawned processes, one per device slot.
+    """Trains folds in processes of their own, one per device slot.
+
+    On Linux they are forked from a server that has imported torch, and nothing else: each starts at once,
+    shares that memory, and has the environment and the limits of memory of this process. Only what is read
+    while torch is imported, OMP_NUM_THREADS for one, is that of the first start. Elsewhere they are spawned.
 
     Plain processes, polled, because a pool ends as a whole when one of its processes dies. The study's
     storage stays with the parent: a worker only sends signs of life, epoch records and results.
@@ -113,19 +121,20 @@ class ProcessExecutor:
         self._folder.cleanup()
 
     def _start(self, device: torch.device) -> _Worker:
-        spawn = multiprocessing.get_context("spawn")
-        ours, theirs = spawn.Pipe()
-        process = spawn.Process(
+        context = _start_method()
+        ours, theirs = context.Pipe()
+        process = context.Process(  # type: ignore[attr-defined]
             target=_work,
             args=(
                 *(theirs, self._context_path, str(device)),
-                *(self._on_epoch is not None, self._may_prune, os.getpid()),
+                *(self._on_epoch is not None, self._may_prune, dict(os.environ)),
             ),
             daemon=True,
             name=WORKER_NAME,
         )
         process.start()
         theirs.close()
+        _limit(process)
         return _Worker(process, ours, device)
 
     def _hand_over(self, index: int, task: FoldTask) -> None:
@@ -181,12 +190,31 @@ class ProcessExecutor:
         return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
 
 
+def _start_method() -> BaseContext:
+    """Return how processes start. A fork of this one would have its threads' locks and its CUDA contexts."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _limit(process: BaseProcess) -> None:
+    """Give a process the limits of memory of this one, which a server has had from its own start."""
+    if sys.platform == "linux" and process.pid is not None:
+        import resource
+
+        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+            with suppress(ProcessLookupError):  # it has ended
+                resource.prlimit(process.pid, kind, resource.getrlimit(kind))
+
+
 def _pickle(context: FoldContext) -> bytes:
     try:
         return pickle.dumps(context)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise TypeError(
-            f"ProcessExecutor: the study cannot be sent to a spawned worker: {error}; expected model_init, "
+            f"ProcessExecutor: the study cannot be sent to a worker: {error}; expected model_init, "
             "loss and scoring to be functions at the top level of a module. Use n_jobs=1 to train them here."
         ) from error
 
@@ -206,19 +234,21 @@ def _work(
     device: str,
     has_epoch_callback: bool,
     may_prune: bool,
-    parent: int,
+    environment: dict[str, str],
 ) -> None:
     """Train folds until the parent is gone: the body of a worker process."""
+    os.environ.clear()  # a server's is that of its own start
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         context: FoldContext = pickle.loads(context_path.read_bytes())
-        # torch imports its compiler with the first optimizer, which would look like a hang in the first fold.
+        # Spawned, it imports torch's compiler, which would look like a hang in the first fold.
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         connection.send(("ready", None))
         while True:
             task: FoldTask = connection.recv()
-            beat = _Beat(connection, parent)
+            beat = _Beat(connection)
             report = _reporter(connection, may_prune) if has_epoch_callback else None
             result = run_fold(context, task, torch.device(device), on_epoch=report, on_step=beat)
             connection.send(("result", result))
@@ -237,8 +267,9 @@ def _reporter(connection: Connection, may_prune: bool) -> Callable[[Any], bool]:
 class _Beat:
     """Tells the parent once a second that steps are being taken, and ends an orphan."""
 
-    def __init__(self, connection: Connection, parent: int) -> None:
-        self._connection, self._parent = connection, parent
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._parent = multiprocessing.parent_process()
         self._last = time.monotonic()
 
     def __call__(self) -> None:
@@ -246,6 +277,6 @@ class _Beat:
         if now - self._last < BEAT_SECONDS:
             return
         self._last = now
-        if os.getppid() != self._parent:
+        if self._parent is None or not self._parent.is_alive():
             sys.exit(0)
         self._connection.send(("beat", None))
