@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 TIMEOUT = 120.0
@@ -24,13 +25,13 @@ forkserver.set_forkserver_preload(
 
 def _run(code: str, arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
-        opened = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT)
+        opened = os.open(Path(output, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(opened, number)
         os.close(opened)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(output)
-    sys.argv = ["-c", *arguments]
+    sys.argv, sys.path[:0] = ["-c", *arguments], [""]
     loaded = [name for name in sys.modules if name.partition(".")[0] == "fastclip"]
     assert loaded == [], loaded
     try:
@@ -54,20 +55,33 @@ def run_ranks(code: str, world: int) -> list[subprocess.CompletedProcess[str]]:
     return run_together(code, environments=ranks)
 
 
+def start_python(folder: Path, code: str, *arguments: object, **environment: str) -> BaseProcess:
+    """Start code as `python -c` would, in a folder, where it writes the files stdout and stderr."""
+    shared = {name: value for name, value in os.environ.items() if not name.startswith("FASTCLIP_")}
+    args = (code, [str(argument) for argument in arguments], shared | environment, str(folder))
+    process = forkserver.Process(target=_run, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def wait_for(path: Path, text: str) -> None:
+    """Wait until a program has written a text to a file."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, f"{path.name} has no {text!r}"
+        time.sleep(0.01)
+
+
 def run_together(
     code: str, *arguments: str, environments: Sequence[dict[str, str]]
 ) -> list[subprocess.CompletedProcess[str]]:
     """As run_python, in several processes at once, each with an environment of its own."""
-    shared = {name: value for name, value in os.environ.items() if not name.startswith("FASTCLIP_")}
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for number, environment in enumerate(environments):
             output = Path(folder, str(number))
             output.mkdir()
-            args = (code, arguments, shared | environment, str(output))
-            process = forkserver.Process(target=_run, args=args, daemon=True)
-            process.start()
-            started.append((process, output))
+            started.append((start_python(output, code, *arguments, **environment), output))
         # Only now: the first start waits for all that is imported before.
         deadline = time.monotonic() + TIMEOUT
         done = []

@@ -6,7 +6,6 @@ import importlib
 import io
 import math
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from programs import run_python
 from rich.console import Console
 
 import fastclip
@@ -285,8 +285,8 @@ def texts(axes):
 
 
 def test_demo_needs_no_pyplot():
-    code = "import sys, fastclip.demo; sys.exit('matplotlib.pyplot' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fastclip.__file__).parent.parent)
+    done = run_python("import sys, fastclip.demo; sys.exit('matplotlib.pyplot' in sys.modules)")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("package", ["PIL", "matplotlib", "optuna", "rich", "sklearn"])

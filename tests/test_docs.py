@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import start_python
 
 ROOT = Path(__file__).parent.parent
 TUNING = ROOT / "docs" / "tuning.md"
@@ -20,7 +18,7 @@ FILE_NAME = re.compile(r"# (\S+\.(?:py|toml))\n")
 COMMANDS = """
 import sys
 from fastclip.cli import cli
-for line in sys.stdin:
+for line in sys.argv[1:]:
     try:
         cli(line.split()[1:])
     except SystemExit as end:
@@ -51,26 +49,18 @@ def folder(tmp_path_factory):
     return made
 
 
-def run_in(folder, code, *, text=""):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=text,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run_in(folder, code, *arguments):
+    """Run code in a folder. One thread: several gain nothing on networks this small."""
+    process = start_python(folder, f"import torch\ntorch.set_num_threads(1)\n{code}", *arguments)
+    process.join(240)
+    assert process.exitcode == 0, (folder / "stderr").read_text()
+    return (folder / "stdout").read_text()
 
 
 def test_code_runs_from_nan_to_a_network_that_learns(folder):
     code = [text for text in blocks("python") if not FILE_NAME.match(text)]
     assert len(code) == 5
-    # One thread: several gain nothing on a network this small. Half the trials are enough.
-    page = "\n".join(["import torch", "torch.set_num_threads(1)", *code])
+    page = "\n".join(code)  # half the trials are enough
     assert page.count("n_trials=12") == 1
     log = run_in(folder, page.replace("n_trials=12", "n_trials=6"))
     assert re.search(r"the loss is (nan|inf); the last norms were .*'(nan|inf)'\]", log)
@@ -91,13 +81,13 @@ def test_the_page_of_the_monitor_runs(tmp_path):
     code = blocks("python", MONITOR)
     step = "cross_entropy(net(x), y).backward()\noptimizer.step()\nmonitor.close()"
     page = [f"{text}\n{step}" if re.match("import (wandb|mlflow)", text) else text for text in code]
-    log = run_in(tmp_path, "\n".join(["import torch", "torch.set_num_threads(1)", *page]))
+    log = run_in(tmp_path, "\n".join(page))
     assert "max_norm=" in log
     assert "wandb {'fastclip/norm': " in log
     assert "mlflow 1 {'fastclip/norm': " in log
     commands = [line.partition("#")[0] for text in blocks("sh", MONITOR) for line in text.splitlines()]
     assert [line.split()[:2] for line in commands] == [["fastclip", "monitor"]] * 3
-    log = run_in(tmp_path, COMMANDS, text="\n".join(commands))
+    log = run_in(tmp_path, COMMANDS, *commands)
     assert "skipped" in log
     assert "Begin with max_norm=" in log
     assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 0
@@ -117,7 +107,7 @@ def test_commands_run(folder):
     ]
     names = [line.split()[2] for line in commands]
     assert names == ["validate", "suggest-clip", "run", "status", "report"]
-    log = run_in(folder, COMMANDS, text="\n".join(commands))
+    log = run_in(folder, COMMANDS, *commands)
     assert "3 trials: best" in log
     assert (folder / "runs" / "second" / "report.html").stat().st_size > 0
     assert list((folder / "runs" / "second" / "plots").glob("*.png"))

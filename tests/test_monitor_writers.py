@@ -6,21 +6,19 @@ import csv
 import io
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import monitor_cases as cases
 import pytest
+from programs import start_python, wait_for
 
 import fastclip
 from fastclip.monitor import read, writers
 
 TRAINING = """
-import sys, monitor_cases as cases, fastclip
+import sys, time, monitor_cases as cases, fastclip
 made = cases.Norms()
 with fastclip.Monitor(made.optimizer, sys.argv[1], every=10) as monitor:
     for step in range(1, 1000):
@@ -28,7 +26,7 @@ with fastclip.Monitor(made.optimizer, sys.argv[1], every=10) as monitor:
         monitor.step(2.0 * step)
         print(step, flush=True)
         if step == 37:
-            sys.stdin.read()
+            time.sleep(60)
 """
 
 
@@ -140,16 +138,10 @@ def test_a_disk_that_fills_up_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_loses_at_most_the_last_block_and_goes_on(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", TRAINING, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    ) as process:
-        assert process.stdout is not None
-        assert any(line == "37\n" for line in process.stdout)
-        process.send_signal(signal.SIGKILL)
+    process = start_python(tmp_path, TRAINING, tmp_path)
+    wait_for(tmp_path / "stdout", "37\n")
+    process.kill()
+    process.join()
     assert [record["step"] for record in cases.lines(tmp_path, "step")] == list(range(1, 31))
     with open(tmp_path / "monitor.jsonl", "a") as file:
         file.write('{"kind": "step", "step": 31, "no')

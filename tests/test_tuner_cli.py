@@ -1,12 +1,9 @@
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import optuna
 import pytest
-from tuner_cli_cases import invoke
+from programs import start_python
+from tuner_cli_cases import TUNE, invoke
 
 from fastclip.tuner.config import build, read_config
 from fastclip.tuner.errors import ConfigError
@@ -217,25 +214,15 @@ class TestWorkers:
         config.write_text(
             CONFIG.replace("n_trials = 4", study).replace("tuner_cases:mlp", "tuner_cases:slow")
         )
-        here = Path(__file__).parent
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
         processes = []
 
         def start(*arguments):
-            command = [
-                sys.executable,
-                "-c",
-                "from fastclip.tuner.cli import tune; tune()",
-                *map(str, arguments),
-            ]
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-            processes.append(process)
-            return process
+            processes.append(start_python(tmp_path, TUNE, *arguments))
+            return processes[-1]
 
         yield url, start
         for process in processes:
-            with process:
-                process.kill()
+            process.kill()
 
     def test_killed_worker_costs_no_trial(self, shared, config, tmp_path):
         url, start = shared
@@ -245,11 +232,11 @@ class TestWorkers:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         doomed.kill()
-        doomed.wait()
+        doomed.join()
         running = [trial for trial in self.trials(url) if trial.state == optuna.trial.TrialState.RUNNING]
         survivor = start("worker", "--storage", url, "--study", "shared", "--stale-after", 5)
-        output, _ = survivor.communicate(timeout=180)
-        assert survivor.returncode == 0, output
+        survivor.join(180)
+        assert survivor.exitcode == 0, (tmp_path / "stderr").read_text()
         trials = self.trials(url)
         finished = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
         assert len(finished) == 6

@@ -4,9 +4,6 @@ import csv
 import errno
 import io
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,6 +11,7 @@ import optuna
 import pytest
 import torch
 import tuner_cases as cases
+from programs import start_python, wait_for
 from report_cases import MadeUpStudy, scored
 from rich.console import Console
 from tuner_cli_cases import invoke
@@ -170,12 +168,11 @@ class TestStatus:
             "import sys, time; from fastclip.tuner.study.output import OutputDir\n"
             "with OutputDir(sys.argv[1]).search(): print('held', flush=True); time.sleep(60)"
         )
-        with subprocess.Popen(
-            [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout.readline() == "held\n"
-            assert OutputDir(tmp_path).is_searched
-            process.send_signal(signal.SIGKILL)
+        process = start_python(tmp_path, code, tmp_path)
+        wait_for(tmp_path / "stdout", "held\n")
+        assert OutputDir(tmp_path).is_searched
+        process.kill()
+        process.join()
         assert not OutputDir(tmp_path).is_searched
 
     def test_silent_trials_of_a_shared_study_are_counted(self, tmp_path):

@@ -1,16 +1,14 @@
 """Several processes share one study on a PostgreSQL server."""
 
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from postgres_server import MissingCapabilityError, postgres_server
+from programs import start_python
+from tuner_cli_cases import TUNE
 
 from fastclip.tuner.report import StudyView, write_report
 from fastclip.tuner.study.records import collect
@@ -49,25 +47,17 @@ def storage():
 
 
 @pytest.fixture
-def start():
+def start(tmp_path):
     """A function that starts a `fastclip tune` command."""
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
     processes = []
 
     def start(*arguments):
-        program = [sys.executable, "-c", "from fastclip.tuner.cli import tune; tune()"]
-        process = subprocess.Popen(
-            [*program, *map(str, arguments)], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        processes.append(process)
-        return process
+        processes.append(start_python(tmp_path, TUNE, *arguments))
+        return processes[-1]
 
     yield start
     for process in processes:
-        with process:
-            process.kill()
+        process.kill()
 
 
 @pytest.fixture
@@ -100,8 +90,8 @@ def test_killed_worker_costs_the_shared_study_no_trial(storage, database, start,
     wait_until(lambda: (pids / str(workers[0].pid)).exists())
     workers[0].kill()  # while it trains its first fold
     for process in (runner, *workers[1:]):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "stderr").read_text()
     assert {int(path.name) for path in pids.iterdir()} == {process.pid for process in (runner, *workers)}
 
     study = optuna.load_study(study_name="shared", storage=database)

@@ -1,7 +1,6 @@
 import base64
 import re
 import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -11,6 +10,7 @@ import pytest
 import tuner_cases as cases
 from click.testing import CliRunner
 from matplotlib.figure import Figure
+from programs import run_python
 from report_cases import MadeUpStudy, exploded, fold, scored
 from report_pages import Page
 from sklearn.exceptions import NotFittedError
@@ -441,6 +441,6 @@ class TestPictures:
 
 def test_missing_extra_is_named():
     code = "import sys; sys.modules['matplotlib'] = None; import fastclip.tuner, fastclip.tuner.report"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_python(code)
     assert "fastclip.tuner.report: matplotlib is not installed" in done.stderr
     assert "pip install 'fastclip[tune,report]'" in done.stderr

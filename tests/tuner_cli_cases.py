@@ -6,6 +6,8 @@ from click.testing import CliRunner, Result
 
 from fastclip.tuner.cli import tune
 
+TUNE = "from fastclip.tuner.cli import tune; tune()"
+
 
 def invoke(*arguments: object) -> Result:
     """Run `fastclip tune`; what it raises beyond an exit is raised here."""
