@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from click.testing import CliRunner
+from programs import run_python
 
 from fastclip import cli
 
@@ -15,15 +14,8 @@ from fastclip import cli
 def test_rows_and_file(tmp_path: Path) -> None:
     """In a process of its own, which a process group is made in."""
     file = tmp_path / "distributed.json"
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "fastclip.cli", "bench", "--distributed", "--time-budget", "0.01"),
-            *("--json", str(file)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    arguments = ("bench", "--distributed", "--time-budget", "0.01", "--json", str(file))
+    run = run_python("from fastclip.cli import main; main()", *arguments)
     assert run.returncode == 0, run.stderr
     content = json.loads(file.read_text(encoding="utf-8"))
     assert [(row["num_tensors"], row["what"]) for row in content["rows"]] == [

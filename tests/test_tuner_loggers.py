@@ -76,16 +76,17 @@ class TestTensorBoard:
 
 
 class TestMLflow:
-    @pytest.fixture
-    def client(self, tmp_path):
+    @pytest.fixture(scope="class")
+    def client(self, tmp_path_factory):
+        """Of one database for all tests: MLflow takes two seconds to make one."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (the extra `mlflow`)")
-        uri = f"sqlite:///{tmp_path}/mlflow.db"
+        uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
         return mlflow.MlflowClient(uri), uri
 
     @pytest.mark.filterwarnings("ignore")  # of MLflow's own libraries
-    def test_has_a_run_per_trial_with_the_curves_of_its_folds(self, client, tmp_path):
+    def test_has_a_run_per_trial_with_the_curves_of_its_folds(self, client):
         client, uri = client
         found = search(MLflowLogger("digits", uri))
         (experiment,) = [e for e in client.search_experiments() if e.name == "digits"]
@@ -106,8 +107,8 @@ class TestMLflow:
         client, uri = client
         trial = optuna.create_study(study_name="s").ask()
         for epoch in range(2):  # a logger each, as after a resume
-            MLflowLogger("digits", uri).on_epoch(trial, 0, {"epoch": float(epoch), "loss": 1.0 - epoch})
-        (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+            MLflowLogger("resumed", uri).on_epoch(trial, 0, {"epoch": float(epoch), "loss": 1.0 - epoch})
+        (run,) = client.search_runs([client.get_experiment_by_name("resumed").experiment_id])
         assert [m.value for m in client.get_metric_history(run.info.run_id, "fold0/loss")] == [1.0, 0.0]
 
     def test_missing_extra_is_named(self, monkeypatch):

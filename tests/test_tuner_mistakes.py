@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import optuna
 import pytest
 import torch
 import tuner_cases as cases
+from programs import run_python
 from torch import nn
 from tuner_cases import tuner
 
@@ -21,7 +19,6 @@ from fastclip.tuner import ResumeError, TunerCV
 from fastclip.tuner.study.fingerprints import callable_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-HERE = Path(__file__).parent
 
 
 class TestSameModel:
@@ -139,15 +136,18 @@ from fastclip.tuner import TunerCV
 TunerCV(cases.mlp, {"lr": 0.1}, n_trials=1, cv=2, max_epochs=1, n_jobs=2, output_dir="run").fit(cases.blobs())
 """
 
+# As `python search.py` would: workers find the script, too.
+RUN_SCRIPT = """
+import multiprocessing, runpy, sys
+multiprocessing.current_process()._config["daemon"] = False  # it may have workers
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
 
 def test_several_jobs_without_a_main_guard_are_told_in_one_sentence(tmp_path: Path) -> None:
     script = tmp_path / "search.py"
     script.write_text(UNGUARDED)
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
-    done = subprocess.run(
-        [sys.executable, script], env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, capture_output=True,
-        text=True, timeout=240, check=False,
-    )  # fmt: skip
+    done = run_python(RUN_SCRIPT, str(script))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     last = done.stderr.strip().splitlines()[-1]
