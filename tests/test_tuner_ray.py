@@ -31,7 +31,8 @@ def cluster():
         here = Path(__file__).parent
         patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        unused = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **unused})
         workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
         ray.init(address=cluster.address, log_to_driver=False)
         yield cluster, workers
@@ -52,24 +53,24 @@ class TestExecutor(ExecutorContract):
 
 
 class TestSearch:
-    def test_pruning_works_across_the_cluster(self, cluster):
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
-        search = tuner(
-            cases.mlp, {"lr": Choice([0.1, 0.2, 1e-7])}, executor="ray", max_epochs=4, pruner=pruner
-        ).fit(cases.blobs())  # fmt: skip
-        assert [record.status for record in search.records_][2] is Verdict.PRUNED
-
-    def test_epochs_come_to_this_process_and_what_a_callback_raises_ends_the_search(self, cluster):
+    def test_epochs_come_to_this_process_which_prunes_and_what_a_callback_raises_ends_the_search(
+        self, cluster, tmp_path
+    ):
         seen = []
 
         def note(trial, fold, record):
             seen.append((trial.number, fold, record["epoch"]))
-            if trial.number == 1:
+            if trial.number == 3:
                 raise LookupError("seen enough")
 
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0)
+        options = {"executor": "ray", "pruner": pruner, "epoch_callbacks": [note], "output_dir": tmp_path}
         with pytest.raises(LookupError, match="seen enough"):
-            tuner(cases.mlp, SPACE, executor="ray", epoch_callbacks=[note]).fit(cases.blobs())
-        assert seen == [(0, 0, 0.0), (0, 0, 1.0), (0, 1, 0.0), (0, 1, 1.0), (1, 0, 0.0)]
+            tuner(cases.mlp, {"lr": Choice([0.1, 0.2, 1e-7, 0.3])}, **options).fit(cases.blobs())
+        whole = [(trial, fold, epoch) for trial in range(2) for fold in range(2) for epoch in (0.0, 1.0)]
+        assert seen == [*whole, (2, 0, 0.0), (3, 0, 0.0)]
+        study = optuna.load_study(study_name="fastclip", storage=f"sqlite:///{tmp_path}/study.db")
+        assert study.trials[2].state is optuna.trial.TrialState.PRUNED
 
     def test_worker_that_cannot_start_ends_the_search_with_its_reason(self, cluster, tmp_path, monkeypatch):
         (tmp_path / "only_here.py").write_text("from tuner_cases import mlp as f\ndef make(p): return f(p)\n")
