@@ -198,7 +198,9 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on_at_the_fold(tmp_path):
         finally:
             search.kill()
     assert "KeyboardInterrupt" in errors
-    assert errors.count("Traceback") == 1, "the workers must not join in"
+    # SQLAlchemy tells of its own when it is interrupted while it closes a connection.
+    own = errors.count("Exception closing connection")
+    assert errors.count("Traceback") - own == 1, "the workers must not join in"
     workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
     wait_until(lambda: not any(is_running(pid) for pid in workers), 10)
     done = {path.name: path.stat().st_mtime_ns for path in history.glob("*.json")}
