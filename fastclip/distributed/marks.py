@@ -42,7 +42,8 @@ def count_zero(parameters: Tensor | Iterable[Tensor]) -> None:
 
 def any_marked(parameters: Iterable[Tensor]) -> bool:
     """Whether one of these parameters has a mark; at once where none that is alive has."""
-    if not (_sharded_over or _counted_zero):
+    # Their `data`, which may hold parameters that are gone: the length of such a dict is slow to tell.
+    if not (_sharded_over.data or _counted_zero.data):
         return False
     return any(parameter in _sharded_over or parameter in _counted_zero for parameter in parameters)
 
