@@ -42,11 +42,11 @@ class FetchAhead {
   size_t tensor(PyObject* tensor, const dlpack::Tensor& view);
   void dict(const PyObject* dict);
 
-  // Whether the tensor at a place is a lazily negated view, which torch gives away the GIL to tell: 60 ns of
-  // 200 that reading a parameter takes, and another thread may keep it. One of a single element is asked in
-  // every call, for torch's differentiation makes such views; one of more is dense only if it was made so by
-  // hand, and is asked when it is new. What `.data = torch._neg_view(...)` makes of one that is known, with
-  // the memory that it has, goes unnoticed.
+  // Whether the tensor at a place is a lazily negated view. torch gives away the GIL to tell, which takes 60
+  // ns, and as long as another thread keeps it. One of a single element is asked in every call, for torch's
+  // differentiation makes such views; one of more is dense only if it was made so by hand, and is asked when
+  // it is new. What `.data = torch._neg_view(...)` makes of one that is known, with the memory that it has,
+  // goes unnoticed.
   bool is_negated(PyObject* tensor, size_t place, int64_t numel);
 
   // Asks the tensors that were met in their place for the second time for their storage: half a microsecond

@@ -62,7 +62,7 @@ class StepList {
   StepList& operator=(const StepList&) = delete;
   ~StepList();
 
-  // Reads one group, skipping parameters without a gradient; about 200 ns per parameter. Parameters without
+  // Reads one group, skipping parameters without a gradient; about 300 ns per parameter. Parameters without
   // state are put on `missing()`, those on a device whose counter is on the CPU on `counted_on_cpu()`, and
   // the list is then not to be used. Declines, with the reason, what is not plain memory on the device, or
   // where the gradient or the state does not match the parameter.
