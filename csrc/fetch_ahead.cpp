@@ -1,7 +1,5 @@
 #include "fetch_ahead.h"
 
-#include "tensor_list.h"
-
 namespace fastclip {
 namespace {
 
@@ -51,25 +49,14 @@ FetchAhead::Place& FetchAhead::next() {
   return trail_[position_++];
 }
 
-size_t FetchAhead::tensor(PyObject* tensor, const dlpack::Tensor& view) {
+void FetchAhead::tensor(PyObject* tensor, const dlpack::Tensor& view) {
   Place& place = next();
   const bool is_known = place.object == address(tensor);
   if (is_known && place.storage == 0) unknown_.push_back({position_ - 1, tensor});
   const uintptr_t storage = is_known ? place.storage : 0;
   const uintptr_t shape = address(view.shape);
-  const uintptr_t body = shape == 0 ? 0 : shape - kBeforeShape;
-  const void* const data = static_cast<const char*>(view.data) + view.byte_offset;
-  const uintptr_t elements = view.device.type == dlpack::kCpu ? address(data) : 0;
-  const bool is_same = is_known && place.body == body && place.data == data;
-  place = {address(tensor), body, kAroundShape, storage, elements, data, is_same && place.is_not_negated};
-  return position_ - 1;
-}
-
-bool FetchAhead::is_negated(PyObject* tensor, size_t place, int64_t numel) {
-  if (trail_[place].is_not_negated && numel > 1) return false;
-  const bool negated = fastclip::is_negated(tensor);
-  if (place < trail_.size()) trail_[place].is_not_negated = !negated;  // without the GIL, it may have changed
-  return negated;
+  const uintptr_t elements = view.device.type == dlpack::kCpu ? address(view.data) + view.byte_offset : 0;
+  place = {address(tensor), shape == 0 ? 0 : shape - kBeforeShape, kAroundShape, storage, elements};
 }
 
 void FetchAhead::dict(const PyObject* dict) {

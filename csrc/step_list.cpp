@@ -19,8 +19,9 @@ bool same_layout(const dlpack::Tensor& a, const dlpack::Tensor& b) {
   return true;
 }
 
-// What the last call read.
+// What the last call read and asked.
 FetchAhead::Trail g_trail;
+Negations::Trail g_asked;
 
 // A parameter's state. Asked for in the order in which torch made it, nothing is searched for.
 class Entries {
@@ -81,7 +82,8 @@ StepList::StepList(StepKernels kernels, PyObject* state, PyObject* fresh, StepSh
       state_(state),
       fresh_(fresh),
       shards_(shards),
-      ahead_(&g_trail) {}
+      ahead_(&g_trail),
+      negations_(&g_asked) {}
 
 StepList::~StepList() {
   // Backwards, so that a counter that several parameters share ends where it was.
@@ -106,7 +108,7 @@ PyObject* StepList::gradient(PyObject* param) const {
   return gradient_of(param);
 }
 
-const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span, size_t* place) {
+const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span) {
   PyObject* const tensor = memory_of(whole);
   if (tensor == nullptr) {
     PyErr_Clear();
@@ -118,14 +120,13 @@ const char* StepList::read(PyObject* whole, dlpack::Tensor* view, Span* span, si
   if (!has_device_) device_ = view->device;
   has_device_ = true;
   if (view->device.id != device_.id) return "is on another device than the first parameter";
-  const size_t read_at = ahead_.tensor(tensor, *view);
-  if (place != nullptr) *place = read_at;
+  ahead_.tensor(tensor, *view);
   return nullptr;
 }
 
-bool StepList::is_negated(PyObject* whole, size_t place, int64_t numel) {
+bool StepList::is_negated(PyObject* whole, const Span& span) {
   PyObject* const tensor = memory_of(whole);
-  const bool negated = ahead_.is_negated(tensor, place, numel);
+  const bool negated = negations_.next(tensor, span);
   Py_DECREF(tensor);
   return negated;
 }
@@ -199,17 +200,16 @@ bool StepList::add_state(PyObject* tensor, const StepGroup& group, size_t place,
 bool StepList::add(PyObject* param, PyObject* grad, const StepGroup& group) {
   dlpack::Tensor param_view, grad_view;
   Span param_span, grad_span;
-  size_t param_place, grad_place;
-  if (const char* obstacle = read(param, &param_view, &param_span, &param_place)) {
+  if (const char* obstacle = read(param, &param_view, &param_span)) {
     return decline(std::string("it ") + obstacle);
   }
-  if (const char* obstacle = read(grad, &grad_view, &grad_span, &grad_place)) {
+  if (const char* obstacle = read(grad, &grad_view, &grad_span)) {
     return decline(std::string("its gradient ") + obstacle);
   }
   if (grad_span.dtype != param_span.dtype || !same_layout(grad_view, param_view)) {
     return decline("its gradient has another dtype, shape or layout");
   }
-  if (is_negated(param, param_place, param_span.numel) || is_negated(grad, grad_place, grad_span.numel)) {
+  if (is_negated(param, param_span) || is_negated(grad, grad_span)) {
     return decline("it or its gradient is a lazily negated view");
   }
 

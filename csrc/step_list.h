@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fetch_ahead.h"
+#include "negations.h"
 #include "step_rule.h"
 #include "tensor_list.h"
 
@@ -104,9 +105,9 @@ class StepList {
   PyObject* memory_of(PyObject* tensor) const;
   // A new reference; nullptr with a Python error set.
   PyObject* gradient(PyObject* param) const;
-  // As read_tensor, of tensors on the device; `place` is that of `ahead_`.
-  const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span, size_t* place = nullptr);
-  bool is_negated(PyObject* tensor, size_t place, int64_t numel);
+  // As read_tensor, of tensors on the device.
+  const char* read(PyObject* tensor, dlpack::Tensor* view, Span* span);
+  bool is_negated(PyObject* tensor, const Span& span);
   bool add(PyObject* param, PyObject* grad, const StepGroup& group);
   // Reads one tensor of a parameter's state; declines if it does not fit the parameter, or the target's
   // first.
@@ -138,6 +139,7 @@ class StepList {
   std::vector<Counted> counted_;
   std::string reason_;
   FetchAhead ahead_;
+  Negations negations_;
   size_t num_groups_ = 0;
   int64_t param_index_ = 0;
   bool has_float64_ = false;

@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <array>
 
+#include "negations.h"
+
 namespace fastclip {
 namespace {
 
 TensorTypes g_types;
+
+// What the last call asked.
+Negations::Trail g_asked;
 
 constexpr int kMaxSortedDims = 16;
 
@@ -210,7 +215,11 @@ TensorList::Outcome TensorList::collect(PyObject* list, Source source, int32_t d
 }
 
 bool TensorList::has_lazy_negation() const {
-  return std::any_of(tensors_.begin(), tensors_.end(), is_negated);
+  Negations negations(&g_asked);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    if (negations.next(tensors_[i], spans_[i])) return true;
+  }
+  return false;
 }
 
 }  // namespace fastclip

@@ -278,6 +278,21 @@ def test_lazily_negated_views(make: Callable[[], torch.Tensor]) -> None:
     assert grad.resolve_neg().tolist() == make().resolve_neg().tolist()
 
 
+@pytest.mark.parametrize("numel", [1, 4])
+def test_a_clamp_sees_in_every_call_whether_a_view_is_negated(numel: int) -> None:
+    param = torch.nn.Parameter(torch.zeros(numel))
+    for call in range(12):
+        param.grad = None
+        param.grad = torch.full((numel,), 2.0)
+        if call % 3 == 2:
+            param.grad = torch._neg_view(param.grad)
+            with pytest.raises(RuntimeError, match="negation"):
+                fastclip.clip_grad_value_([param], 0.5)
+        else:
+            fastclip.clip_grad_value_([param], 0.5)
+            assert param.grad.tolist() == [0.5] * numel
+
+
 def test_norm_clipping_of_a_lazily_negated_view() -> None:
     grad = negated()
     norm = fastclip.clip_grad_norm_([WithGrad(grad)], 1.0)
