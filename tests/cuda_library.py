@@ -352,7 +352,7 @@ class Library:
     def clamp(self, tensors: Sequence[torch.Tensor], limit: float) -> None:
         self.finish(
             self.c.fastclip_cuda_elementwise(
-                ctypes.byref(self.call(tensors)), b"clamp", ctypes.c_double(limit)
+                ctypes.byref(self.call(tensors)), b"clamp", ctypes.c_double(limit), None
             )
         )
 

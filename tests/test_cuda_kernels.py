@@ -130,12 +130,12 @@ def test_messages(library: Library) -> None:
         call.spans, call.num_spans = (Span * 1)(span), 1
         with pytest.raises(CudaError, match=message):
             library.check(
-                library.c.fastclip_cuda_elementwise(ctypes.byref(call), b"clamp", ctypes.c_double(1.0))
+                library.c.fastclip_cuda_elementwise(ctypes.byref(call), b"clamp", ctypes.c_double(1.0), None)
             )
     with pytest.raises(CudaError, match="no such elementwise operation"):
         library.check(
             library.c.fastclip_cuda_elementwise(
-                ctypes.byref(library.call([])), b"scale", ctypes.c_double(1.0)
+                ctypes.byref(library.call([])), b"scale", ctypes.c_double(1.0), None
             )
         )
 

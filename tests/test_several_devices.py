@@ -106,11 +106,18 @@ def check_every_operation(
             assert parameter.grad is not None
             near = {"rtol": 4 * torch.finfo(before.dtype).eps, "atol": 1e-7}
             torch.testing.assert_close(parameter.grad.cpu().double(), before.double() * coef, **near)
-    parameters = make(values(dtypes))
-    fastclip.clip_grad_value_(parameters, 0.25)
-    for parameter, before in zip(parameters, plain, strict=True):
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad.cpu(), before.clamp(-0.25, 0.25))
+    for on_device in (False, True):
+        parameters = make(values(dtypes))
+        if on_device:
+            first = parameters[0].grad
+            assert first is not None
+            limit = torch.tensor(0.25, device=first.device)
+            backends.run(backends.Backend.elementwise_, parameters, "clamp", limit)
+        else:
+            fastclip.clip_grad_value_(parameters, 0.25)
+        for parameter, before in zip(parameters, plain, strict=True):
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad.cpu(), before.clamp(-0.25, 0.25))
     broken = values(dtypes)
     broken[2][0], broken[3][5], broken[3][7] = math.nan, math.inf, -math.inf
     counts = fastclip.find_nonfinite((str(i), p) for i, p in enumerate(make(broken)))

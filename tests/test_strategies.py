@@ -198,10 +198,10 @@ def test_rules_for_each_tensor(dtype: torch.dtype) -> None:
             torch.testing.assert_close(param.grad, torch.full_like(param, element), rtol=tolerance, atol=0)
 
 
-def test_a_scale_on_a_device_is_no_part_of_the_limit() -> None:
-    """What `Value` does where the host does not know the scale: as clamping what is unscaled."""
+def test_a_scale_is_no_part_of_the_limit() -> None:
+    """What `Value` does where a step is not folded: as clamping what is unscaled."""
     params = gradients_of([torch.tensor([-3.0, 0.25, 2.0]) * 8, torch.tensor([0.5]) * 8])
-    Elements(1.0)._clamp_scaled(params, torch.tensor(8.0))
+    Elements(1.0).clip_(params, torch.tensor(8.0))
     torch.testing.assert_close(params[0].grad, torch.tensor([-8.0, 2.0, 8.0]))
     torch.testing.assert_close(params[1].grad, torch.tensor([4.0]))
 

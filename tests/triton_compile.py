@@ -63,10 +63,11 @@ class Variant(NamedTuple):
 def variants() -> list[Variant]:
     """Every kernel, the norms once for each kind."""
     found = []
+    by = {"value": "fp64", "value_on_device": "*fp64"}
     for name, kernel, arguments, constants in (
         ("scale", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": False}),
         ("scale_each", scale.scale_kernel, {"coefficients": "*fp64"}, {"PER_TENSOR": True}),
-        ("clamp", elementwise.elementwise_kernel, {"value": "fp64"}, {"OPERATION": "clamp"}),
+        ("clamp", elementwise.elementwise_kernel, by, {"OPERATION": "clamp"}),
         ("nonfinite", nonfinite.count_nonfinite_kernel, {"counts": "*i64"}, {}),
     ):
         layout = blocks.ELEMENTWISE

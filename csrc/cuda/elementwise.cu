@@ -129,7 +129,9 @@ struct Operation<Elementwise::clamp> {
 // Source    own.
 template <Elementwise kOperation, int kEntries>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    update_elements(const __grid_constant__ TableArgument<kEntries> table, const double value) {
+    update_elements(const __grid_constant__ TableArgument<kEntries> table, const double number,
+                    const double* const on_device) {
+  const double value = on_device != nullptr ? *on_device : number;
   visit_backwards(table, [&](uint32_t, const auto& piece) {
     using T = std::decay_t<decltype(*piece.data())>;
     update_backwards<kLoadsInFlight / 2>(piece,
@@ -141,10 +143,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 TableKernel<Coefficient> scale_kernel() { return {scale_spans<kSmallTable>, scale_spans<kLargeTable>}; }
 
-TableKernel<double> elementwise_kernel(Elementwise operation) {
+TableKernel<double, const double*> elementwise_kernel(Elementwise operation) {
 #define FASTCLIP_TABLE_KERNEL(name) \
   {update_elements<Elementwise::name, kSmallTable>, update_elements<Elementwise::name, kLargeTable>},
-  static const TableKernel<double> kernels[] = {FASTCLIP_ELEMENTWISE(FASTCLIP_TABLE_KERNEL)};
+  static const TableKernel<double, const double*> kernels[] = {FASTCLIP_ELEMENTWISE(FASTCLIP_TABLE_KERNEL)};
 #undef FASTCLIP_TABLE_KERNEL
   return kernels[index(operation)];
 }

@@ -19,7 +19,7 @@ struct Coefficient {
 
 TableKernel<Coefficient> scale_kernel();
 
-// Takes the operation's number.
-TableKernel<double> elementwise_kernel(Elementwise operation);
+// Takes the operation's number, and what is in its place on the device, or NULL.
+TableKernel<double, const double*> elementwise_kernel(Elementwise operation);
 
 }  // namespace fastclip::cuda

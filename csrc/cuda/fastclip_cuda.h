@@ -141,9 +141,10 @@ FASTCLIP_CUDA_API int fastclip_cuda_norms(const FastclipCudaCall* call, double n
                                           void* norms);
 // How many elements of each span are nan and how many infinite: num_spans pairs. Two launches.
 FASTCLIP_CUDA_API int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts);
-// Applies an operation of ../elementwise.h to every element; value is not nan. One launch, which writes
-// 16-byte words with an element that changed only.
-FASTCLIP_CUDA_API int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value);
+// Applies an operation of ../elementwise.h to every element; value is not nan, and *value_on_device, unless
+// it is NULL, takes its place. One launch, which writes 16-byte words with an element that changed only.
+FASTCLIP_CUDA_API int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value,
+                                                const double* value_on_device);
 
 // Clip and step in one: three launches, which read the spans, the gradients, once and then move what the
 // update moves. targets[i] belongs to spans[i]; no two of their tensors share memory. A step that is skipped

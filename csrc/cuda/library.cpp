@@ -214,11 +214,13 @@ int fastclip_cuda_count_nonfinite(const FastclipCudaCall* call, int64_t* counts)
   return measure_spans(*call, Measure::kNonfinite, 0, norm_output(counts, FASTCLIP_CUDA_FLOAT32));
 }
 
-int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value) {
+int fastclip_cuda_elementwise(const FastclipCudaCall* call, const char* name, double value,
+                              const double* value_on_device) {
   const fastclip::Elementwise operation = fastclip::elementwise_named(name);
   if (operation == fastclip::Elementwise::kCount) return FASTCLIP_CUDA_NO_OPERATION;
   return run_call(*call, nullptr, [&](const Context::Prepared& prepared, Grid grid) -> int {
-    return launch(elementwise_kernel(operation), *prepared.table, writing_grid(*prepared.table, grid), value);
+    return launch(elementwise_kernel(operation), *prepared.table, writing_grid(*prepared.table, grid), value,
+                  value_on_device);
   });
 }
 

@@ -72,9 +72,9 @@ class CudaTensors : public HeldTensors {
     return reason_of(CudaLibrary::get().count_nonfinite(&call, static_cast<int64_t*>(pointer(counts))));
   }
 
-  std::string elementwise(const char* name, double value) const {
+  std::string elementwise(const char* name, double value, uintptr_t value_on_device) const {
     const auto call = cuda_call(list_.spans(), list_.device(), nullptr);
-    return reason_of(CudaLibrary::get().elementwise(&call, name, value));
+    return reason_of(CudaLibrary::get().elementwise(&call, name, value, doubles(value_on_device)));
   }
 };
 
@@ -99,7 +99,7 @@ void bind_cuda(py::module_& m) {
            "norm"_a, "norm_is_float64"_a)
       .def("norms", &CudaTensors::norms, "p"_a, "norms"_a, "norms_are_float64"_a, "workspace"_a)
       .def("count_nonfinite", &CudaTensors::count_nonfinite, "counts"_a, "workspace"_a)
-      .def("elementwise", &CudaTensors::elementwise, "operation"_a, "value"_a);
+      .def("elementwise", &CudaTensors::elementwise, "operation"_a, "value"_a, "value_on_device"_a);
 }
 
 }  // namespace fastclip

@@ -64,8 +64,10 @@ class Backend(Protocol):
     def scale_grads_(self, parameters: list[Tensor], coefs: Tensor) -> Declined | None:
         """Multiply all gradients by the one coefficient, or each by its own; 1-dim."""
 
-    def elementwise_(self, parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
-        """Change every element of each gradient by itself."""
+    def elementwise_(
+        self, parameters: list[Tensor], operation: Elementwise, value: float | Tensor
+    ) -> Declined | None:
+        """Change every element of each gradient by itself; a tensor is 0-dim."""
 
     def grad_norms(
         self, parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None

@@ -92,8 +92,9 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
     return _declined(_C.scale_grads_(parameters, coefs.tolist(), torch.get_num_threads()))
 
 
-def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float | Tensor) -> Declined | None:
     """Change every element by itself; reads every byte once, and writes only where one changes."""
+    value = float(value)
     if value != value:
         return Declined(f"{operation} by nan")
     num_grads = _C.elementwise_(parameters, operation, value, torch.get_num_threads())

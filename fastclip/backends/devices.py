@@ -75,9 +75,11 @@ class Spread:
         beside = [(_beside(share.values[0], coef),) for share, coef in zip(self.shares, own, strict=True)]
         self._write("scale_grads_", beside)
 
-    def elementwise_(self, operation: Elementwise, value: float) -> None:
+    def elementwise_(self, operation: Elementwise, value: float | Tensor) -> None:
         """Change every element by itself."""
-        self._write("elementwise_", [(operation, value)] * len(self.shares))
+        every = (share.values[0] for share in self.shares)
+        beside = [_beside(here, value) if isinstance(value, Tensor) else value for here in every]
+        self._write("elementwise_", [(operation, by) for by in beside])
 
     def grad_norms(self, norm_type: float, dtype: torch.dtype | None = None) -> Tensor:
         """Return the norm of each gradient, in the order of the list, on the device of the first."""

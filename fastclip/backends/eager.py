@@ -109,25 +109,31 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor, foreach: bool | None =
 
 
 def elementwise_(
-    parameters: list[Tensor], operation: Elementwise, value: float, foreach: bool | None = None
+    parameters: list[Tensor], operation: Elementwise, value: float | Tensor, foreach: bool | None = None
 ) -> None:
     """Change every element by itself."""
     _ELEMENTWISE[operation](parameters, value, foreach)
 
 
-def _clamp_(parameters: list[Tensor], clip_value: float, foreach: bool | None) -> None:
+def _clamp_(parameters: list[Tensor], clip_value: float | Tensor, foreach: bool | None) -> None:
     """Clamp each gradient to [-clip_value, clip_value]; torch's own function unless a compiler traces it."""
-    if not is_compiling():
+    if not is_compiling() and not isinstance(clip_value, Tensor):
         _torch_clip_grad_value_(parameters, clip_value, foreach)
         return
     # torch 2.10 cannot trace its own, which groups the tensors first; a compiler does that by itself.
     with torch.no_grad():
         for param in parameters:
-            if param.grad is not None:
-                param.grad.clamp_(-clip_value, clip_value)
+            if (grad := param.grad) is not None:
+                if isinstance(clip_value, Tensor):
+                    limit = clip_value.to(grad)
+                    grad.clamp_(-limit, limit)
+                else:
+                    grad.clamp_(-clip_value, clip_value)
 
 
-_ELEMENTWISE: dict[Elementwise, Callable[[list[Tensor], float, bool | None], None]] = {"clamp": _clamp_}
+_ELEMENTWISE: dict[Elementwise, Callable[[list[Tensor], float | Tensor, bool | None], None]] = {
+    "clamp": _clamp_
+}
 
 
 def grad_norms(parameters: list[Tensor], norm_type: float, dtype: torch.dtype | None = None) -> Tensor:

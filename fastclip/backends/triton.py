@@ -173,9 +173,9 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
         return _scale(found, coefs.to(torch.float64).contiguous())
 
 
-def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float) -> Declined | None:
+def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float | Tensor) -> Declined | None:
     """Change every element in one launch; reads every byte once, and writes only where one changes."""
-    if math.isnan(value):
+    if not isinstance(value, Tensor) and math.isnan(value):
         return Declined(f"{operation} by nan")
     found = _read(parameters, of_gradients=True)
     if isinstance(found, Declined):
@@ -187,7 +187,7 @@ def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float)
     with current_device(device_of(found)):
         if (table := _table(found)).overlaps:
             return _OVERLAP
-        _kernels("elementwise").elementwise(table, operation, value)
+        _kernels("elementwise").elementwise(table, operation, threshold_on(table.device, value))
     increment_version(found.tensors)
     return None
 

@@ -222,7 +222,7 @@ class Shards:
         backends.run_foreach(foreach, operation, holders, *args)
         self._tell_autograd(holders, before)
 
-    def elementwise(self, operation: Elementwise, value: float, foreach: bool | None = None) -> None:
+    def elementwise(self, operation: Elementwise, value: float | Tensor, foreach: bool | None = None) -> None:
         """Change every element by itself; partial sums are reduced for it."""
         reduced = self._reduced()
         self._whole = None  # they are about to change

@@ -1,7 +1,10 @@
 """Operations on every element by itself, writing only the 16-byte vectors that change."""
 
+import math
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastclip.kernels.blocks import ELEMENTWISE
 from fastclip.kernels.table import Table
@@ -38,8 +41,10 @@ def _chunk(args, ELEMENT: tl.constexpr, CONSTANTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
-def elementwise_kernel(chunks, num_chunks, value: tl.float64, OPERATION: tl.constexpr, ROWS: tl.constexpr):
-    """Apply an operation, with one number, to all chunks in place.
+def elementwise_kernel(
+    chunks, num_chunks, value: tl.float64, value_on_device, OPERATION: tl.constexpr, ROWS: tl.constexpr
+):
+    """Apply an operation, with one number, to all chunks in place; that on the device, unless it is None.
 
     Math        that of the operation.
     Grid        persistent, as total_norm_kernel.
@@ -50,14 +55,26 @@ def elementwise_kernel(chunks, num_chunks, value: tl.float64, OPERATION: tl.cons
     Scratch     none.
     """
     value = tl.full([], value, tl.float64)
+    if value_on_device is not None:
+        value = tl.load(value_on_device)
     for index in range(tl.program_id(0), num_chunks, tl.num_programs(0)):
         address, numel, dtype = load_chunk(chunks, index)
         of_dtype(dtype, _chunk, (address, numel, value), (ROWS, OPERATION))
 
 
-def elementwise(table: Table, operation: str, value: float) -> None:
-    """Apply an operation of csrc/elementwise.h to every tensor in place; one launch."""
+def elementwise(table: Table, operation: str, value: float | Tensor) -> None:
+    """Apply an operation of csrc/elementwise.h to every tensor in place, by a number or a 0-dim float64.
+
+    One launch.
+    """
     layout = ELEMENTWISE.on(table.device)
+    is_on_device = isinstance(value, Tensor)
     elementwise_kernel[layout.grid(table)](
-        table.chunks, table.num_chunks, value, OPERATION=operation, ROWS=layout.rows, **layout.options()
+        table.chunks,
+        table.num_chunks,
+        math.nan if is_on_device else value,
+        value if is_on_device else None,
+        OPERATION=operation,
+        ROWS=layout.rows,
+        **layout.options(),
     )

@@ -52,11 +52,8 @@ class Elements(Within):
     def clip_(
         self, params: Sequence[Tensor], scale: Tensor | None = None, spread: Shards | None = None
     ) -> None:
-        """Clamp; in one pass, but with a launch for each gradient where the scale is on a device."""
-        if scale is not None and scale.device.type != "cpu" and spread is None:
-            self._clamp_scaled(params, scale)  # which the host does not know
-            return
-        limit = self.max_value if scale is None else self.max_value * float(scale)
+        """Clamp in one pass; a scale on a device is read there."""
+        limit = self.max_value if scale is None else scale * self.max_value
         if spread is not None:
             spread.elementwise("clamp", limit)
         elif params:
@@ -65,14 +62,6 @@ class Elements(Within):
     def folds(self, params: Sequence[Tensor]) -> bool:
         """Every kernel clamps on the way."""
         return True
-
-    def _clamp_scaled(self, params: Sequence[Tensor], scale: Tensor) -> None:
-        with torch.no_grad():
-            for param in params:
-                grad = param.grad
-                assert grad is not None  # `params` holds no others
-                limit = (scale * self.max_value).to(grad.dtype)
-                grad.clamp_(-limit, limit)
 
 
 @dataclass(frozen=True)

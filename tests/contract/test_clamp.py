@@ -11,6 +11,8 @@ from cases import BY_NAME, DTYPES, Case, parameters_of
 from targets import NATIVE, Target, on
 
 import fastclip
+from fastclip import backends
+from fastclip.backends import Backend
 
 NAMES = (
     *("offset", "inf_then_nan", "some_empty", "mixed_dtypes", "largest"),
@@ -38,6 +40,18 @@ def test_gives_the_bits_of_torch(target: Target, case: Case, dtype: torch.dtype)
         for got, want in zip(ours, theirs, strict=True):
             if want.grad is not None:
                 torch.testing.assert_close(got.grad.cpu(), want.grad, rtol=0, atol=0, equal_nan=True)
+
+
+@on("dtype", lambda target: [(dtype,) for dtype in DTYPES])
+def test_a_limit_may_be_on_the_device(target: Target, dtype: torch.dtype) -> None:
+    """As a strategy has it that knows a GradScaler's scale no better."""
+    grads = [torch.linspace(-3, 3, 3001, dtype=dtype, device=target.device), torch.full((), 2.0, dtype=dtype)]
+    expected = [grad.cpu().clamp(-0.7, 0.7) for grad in grads]
+    parameters = parameters_of([grads[0], grads[1].to(target.device)])
+    limit = torch.tensor(0.7, dtype=torch.float64, device=target.device)
+    backends.run(Backend.elementwise_, parameters, "clamp", limit)
+    for parameter, want in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad.cpu(), want, rtol=0, atol=0)
 
 
 @on("", targets=NATIVE)
