@@ -9,7 +9,7 @@ from typing import Any
 import optim_cases as cases
 import pytest
 import torch
-from torch.optim import LBFGS, SGD, AdamW, Optimizer, RMSprop
+from torch.optim import LBFGS, SGD, Adafactor, AdamW, Muon, Optimizer, RMSprop
 from torch.optim.lr_scheduler import StepLR
 
 import fastclip
@@ -141,6 +141,17 @@ def test_what_hooks_cannot_do() -> None:
         attach(AdamW(params), 1.0, fused=True)
     with pytest.raises(ValueError, match=r"attach: nonfinite='skip' with LBFGS, "):
         attach(LBFGS(params), 1.0)
+
+
+@pytest.mark.parametrize("make", [Adafactor, Muon])
+def test_optimizers_that_torch_keeps_in_private_modules_can_skip(make: type[Optimizer]) -> None:
+    param = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = make([param])
+    handle = attach(optimizer, 1.0)
+    param.grad = torch.full((2, 2), math.nan)
+    optimizer.step()
+    assert handle.stats().skipped == 1
+    assert param.equal(torch.ones(2, 2))
 
 
 def test_lbfgs_is_clipped_at_every_evaluation() -> None:

@@ -23,7 +23,8 @@ def is_evaluated_once(optimizer: Optimizer) -> bool:
 
     Known of torch's own but LBFGS; any other may evaluate it several times, as its line search needs.
     """
-    return type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, LBFGS)
+    package = type(optimizer).__module__.split(".")[:2]  # of Adafactor and Muon there is no more than that
+    return package == ["torch", "optim"] and not isinstance(optimizer, LBFGS)
 
 
 class SkipStepError(Exception):
