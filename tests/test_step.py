@@ -158,3 +158,22 @@ def test_gradients_that_become_lazily_negated_views_are_seen_in_every_step(numel
         torch.nn.utils.clip_grad_norm_([theirs], 1.0)
         plain.step()
         torch.testing.assert_close(ours, theirs)
+
+
+def test_what_another_step_found_meanwhile_is_not_taken_for_this_ones() -> None:
+    """Another thread's, where this one gives away the GIL: here in the middle of a step, on purpose."""
+    other = ClippedOptimizer(torch.optim.SGD([ones(4)], 0.0), 1.0)
+    param = torch.zeros(4)
+
+    class Part:
+        grad = torch._neg_view(torch.ones(4))
+
+        @property
+        def _local_tensor(self) -> torch.Tensor:
+            other.step()
+            return param
+
+    groups = torch.optim.SGD([ones(4)], 0.1).param_groups
+    groups[0]["params"] = [Part()]
+    options = (1.0, 2.0, 1.0, True, False, 1, [], float("inf"), (0.0, 0.0, []), Part, {})
+    assert "lazily negated view" in cpu._C.sgd_step(groups, {}, set(), *options)
