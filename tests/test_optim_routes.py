@@ -199,6 +199,17 @@ def test_sparse_gradients_are_clipped_by_the_plain_route() -> None:
     torch.testing.assert_close(table.weight.detach(), want)
 
 
+@pytest.mark.parametrize("clip", [ClippedOptimizer, fastclip.attach])
+def test_torchs_fused_step_writes_no_gradient_with_gaps(clip: Callable[..., Any]) -> None:
+    param = torch.nn.Parameter(torch.zeros(2, 2))
+    memory = torch.ones(2, 4)
+    param.grad = memory[:, ::2]
+    optimizer = AdamW([param], fused=True)
+    clipped = clip(optimizer, 1.0)
+    clipped.optimizer.step() if clip is fastclip.attach else clipped.step()
+    torch.testing.assert_close(memory, torch.tensor([0.5, 1.0] * 4).reshape(2, 4))
+
+
 def test_an_optimizers_own_hooks_run() -> None:
     params, seen = cases.parameters(), []
     inner = AdamW(params)
