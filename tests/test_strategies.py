@@ -387,6 +387,19 @@ def test_strategies_for_each_want_the_same_parameters() -> None:
             strategy.clip_grad_norm_(gradients_of([torch.ones(2)] * 2))
 
 
+@pytest.mark.parametrize("name", ["ema_per_tensor", "norm_stabilised"])
+def test_strategies_for_each_tell_two_parameters_apart_that_take_turns(name: str) -> None:
+    experts = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = fastclip.ClippedOptimizer(torch.optim.SGD(experts, 0.1), STRATEGIES[name]())
+    experts[1].grad = torch.ones(2)
+    optimizer.step()
+    copy.deepcopy(optimizer).step()
+    optimizer.zero_grad()
+    experts[0].grad = torch.ones(2)
+    with pytest.raises(ValueError, match="parameter 0 has a gradient, and had none before"):
+        optimizer.step()
+
+
 def test_repr_names_the_settings() -> None:
     assert repr(strategies.MedianMAD(3)) == "MedianMAD(k=3.0, window=128, warmup=20, warmup_factor=4.0)"
     assert repr(strategies.Skip(strategies.Fixed(2), 3)) == "Skip(strategy=Fixed(max_norm=2.0), factor=3.0)"

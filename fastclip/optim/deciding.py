@@ -34,11 +34,11 @@ class Clipper:
     params: list[Tensor]
     names: list[str] | None
 
-    def present(self) -> tuple[list[Tensor], list[str] | None]:
-        """Return the parameters that have a gradient, and their names."""
+    def present(self) -> tuple[list[Tensor], list[str] | None, list[int]]:
+        """Return the parameters that have a gradient, their names and their places."""
         at = [i for i, param in enumerate(self.params) if param.grad is not None]
         names = None if self.names is None else [self.names[i] for i in at]
-        return [self.params[i] for i in at], names
+        return [self.params[i] for i in at], names, at
 
 
 def clippers(function: str, optimizer: Optimizer, settings: Settings) -> list[Clipper]:
@@ -133,7 +133,7 @@ def _foreseen(function: str, optimizer: Optimizer, settings: Settings) -> Settin
         return replace(settings, max_norm=limit)
     assert isinstance(strategy, Strategy)  # else nobody asks
     (clipper,) = clippers(function, optimizer, settings)
-    present, names = clipper.present()
+    present, names, _ = clipper.present()
     within = strategy.within(present, names)
     if within is None or not within.folds(present):
         return None
@@ -161,7 +161,7 @@ def _measured(
     function: str, clipper: Clipper, settings: Settings, amp: Amp, whole: Shards | None
 ) -> _Measured:
     spread = whole or over_ranks_of(function, clipper.params, settings)
-    present, names = clipper.present()
+    present, names, at = clipper.present()
     found, norms, is_float64 = None, None, False
     if spread is not None:
         norm, found = spread.total_norm(settings.norm_type, amp.found_inf)
@@ -175,7 +175,7 @@ def _measured(
         norm = norm / amp.grad_scale.to(norm.device)
     if found is None and amp.found_inf is not None:
         found = amp.found_inf.to(norm.device)
-    gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread, norms)
+    gradients = Gradients(present, norm, settings.norm_type, names, amp.grad_scale, spread, norms, at)
     return _Measured(clipper.max_norm, gradients, found, is_float64)
 
 

@@ -32,6 +32,8 @@ class Gradients:
         names: Of the parameters, or None.
         scale: The gradients are this many times too large; 0-dim, or None.
         shards: What this rank holds, if others hold further parts.
+        at: The places of the parameters among all, also those without a gradient; None if that is not known,
+            as where other ranks hold further parts.
     """
 
     def __init__(
@@ -43,11 +45,12 @@ class Gradients:
         scale: Tensor | None = None,
         shards: Shards | None = None,
         norms: Tensor | None = None,
+        at: list[int] | None = None,
     ) -> None:
         """Take what is known of them; `norms` of each, if they are, GradScaler's scale included."""
         self.parameters, self.total_norm, self.names = parameters, total_norm, names
         self.scale = None if scale is None else scale.to(total_norm.device)
-        self.shards = shards
+        self.shards, self.at = shards, at if shards is None else None
         self._norm_type, self._scaled_norms = norm_type, norms
 
     @functools.cached_property
@@ -95,6 +98,7 @@ class Strategy(ABC):
         """Start from nothing."""
         self._state: dict[str, Tensor] = {}
         self._last: Decision | None = None
+        self._at: list[int] | None = None
 
     @property
     def last(self) -> Decision | None:
@@ -126,7 +130,7 @@ class Strategy(ABC):
 
     def begin(self, norms: Tensor) -> None:
         """Forget all: the state is that of before a first step, of gradients with norms like these, 1-dim."""
-        self._state = self._initial(norms if self.of_each else norms.new_zeros(1))
+        self._state, self._at = self._initial(norms if self.of_each else norms.new_zeros(1)), None
 
     def _initial(self, like: Tensor) -> dict[str, Tensor]:
         """Return the state before the first step, of device and dtype of `like`: a norm, or those of each."""
@@ -140,11 +144,11 @@ class Strategy(ABC):
             self._state = {name: value.to(like.device) for name, value in self._state.items()}
         return self._state
 
-    def _of_norms(self, norms: Tensor) -> dict[str, Tensor]:
-        """Return a state with an entry for each norm.
+    def _of_norms(self, norms: Tensor, at: list[int] | None) -> dict[str, Tensor]:
+        """Return a state with an entry for each norm, which are of the parameters in these places.
 
         Raises:
-            ValueError: There are more or fewer norms than in the step before.
+            ValueError: There are more or fewer norms than in the step before, or those of other parameters.
         """
         state = self._on(norms)
         if (before := next(iter(state.values())).numel()) != norms.numel():
@@ -152,6 +156,14 @@ class Strategy(ABC):
                 f"{type(self).__name__}: {norms.numel()} parameters have a gradient, and {before} had one "
                 f"before; expected the same in every step."
             )
+        if at is not None and self._at is not None and at != self._at:
+            place = min(set(at) ^ set(self._at))
+            now, earlier = ("a", "none") if place in at else ("no", "one")
+            raise ValueError(
+                f"{type(self).__name__}: parameter {place} has {now} gradient, and had {earlier} before; "
+                f"expected the same parameters in every step."
+            )
+        self._at = at
         return state
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +186,7 @@ class Strategy(ABC):
             expected = self._initial(like)
             if wrong := self._unlike(tensors, expected):
                 raise ValueError(f"{own}.load_state_dict: {wrong}; expected the same settings as before.")
-        self._state = tensors
+        self._state, self._at = tensors, None
 
     def _unlike(self, state: dict[str, Tensor], expected: dict[str, Tensor]) -> str | None:
         """Return in what a state differs from what this strategy keeps, or None."""
@@ -226,7 +238,7 @@ class Strategy(ABC):
             return torch.tensor(0.0)
         named = None if names is None else [names[i] for i in at]
         decision = self._last = self.decide(
-            Gradients(params, norm, float(norm_type), named, shards=spread, norms=norms)
+            Gradients(params, norm, float(norm_type), named, shards=spread, norms=norms, at=at)
         )
         keep = ~norm.isfinite()
         if decision.outlier is not None:

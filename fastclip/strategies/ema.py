@@ -63,7 +63,7 @@ class Ema(Strategy):
         """Return a coefficient for all, or one for each parameter."""
         total = gradients.total_norm
         norms = gradients.norms if self.per_tensor else total.reshape(1)
-        state = self._of_norms(norms)
+        state = self._of_norms(norms, gradients.at if self.per_tensor else None)
         average, seen = state["average"], state["seen"]
         if (kernels := on_device.kernels(norms)) is not None:
             settings = self.ratio, self.decay, self.warmup, self.warmup_max_norm

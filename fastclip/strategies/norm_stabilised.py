@@ -48,7 +48,7 @@ class NormStabilised(Strategy):
     def decide(self, gradients: Gradients) -> Decision:
         """Return a coefficient for each parameter, which may be above 1."""
         norms = gradients.norms
-        state = self._of_norms(norms)
+        state = self._of_norms(norms, gradients.at)
         if (kernels := on_device.kernels(norms)) is not None:
             averages = state["mean"], state["square"], state["seen"]
             settings = self.beta1, self.beta2, self.eps, self.limit
