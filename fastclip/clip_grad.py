@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.distributed.device_mesh import DeviceMesh
 
 from fastclip import backends
@@ -215,7 +216,7 @@ def _checked_max_norm(function: str, max_norm: float | Tensor) -> float | Tensor
     if isinstance(max_norm, Tensor):
         return checked_threshold(function, max_norm)
     max_norm = float(max_norm)
-    if max_norm < 0:
+    if max_norm < 0 and not is_compiling():  # which traces no warning
         _warn_negative_max_norm()
     return max_norm
 

@@ -371,6 +371,14 @@ def test_compile_traces_one_graph(compiler: str, caplog: pytest.LogCaptureFixtur
     torch._dynamo.reset()
 
 
+def test_compile_traces_a_negative_threshold() -> None:
+    torch._dynamo.reset()
+    parameters = parameters_of([tensor()])
+    torch.compile(lambda: fastclip.clip_grad_norm_(parameters, -1.0), backend="eager", fullgraph=True)()
+    torch.testing.assert_close(parameters[0].grad, -tensor() / tensor().norm())
+    torch._dynamo.reset()
+
+
 def test_compile_honours_the_chosen_backend_of_eager() -> None:
     torch._dynamo.reset()
     with fastclip.use_backend("eager"):
