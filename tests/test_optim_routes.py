@@ -210,6 +210,21 @@ def test_torchs_fused_step_writes_no_gradient_with_gaps(clip: Callable[..., Any]
     torch.testing.assert_close(memory, torch.tensor([0.5, 1.0] * 4).reshape(2, 4))
 
 
+@pytest.mark.parametrize(
+    "clip", [lambda o: ClippedOptimizer(o, 0.5, write_grads=True), lambda o: fastclip.attach(o, 0.5)]
+)
+def test_torchs_fused_step_divides_no_gradient_twice(clip: Callable[[Optimizer], Any]) -> None:
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(2)) for _ in range(2)] for _ in range(2))
+    optimizer, plain = SGD(ours, 1.0, fused=True), SGD(theirs, 1.0)
+    clipped = clip(optimizer)
+    for params in (ours, theirs):
+        params[0].grad = params[1].grad = torch.ones(2)
+    clipped.step() if isinstance(clipped, Optimizer) else optimizer.step()
+    torch.nn.utils.clip_grad_norm_(theirs, 0.5)
+    plain.step()
+    torch.testing.assert_close([p.detach() for p in ours], [p.detach() for p in theirs])
+
+
 def test_an_optimizers_own_hooks_run() -> None:
     params, seen = cases.parameters(), []
     inner = AdamW(params)

@@ -71,6 +71,8 @@ def unfit(grads: list[Tensor]) -> str | None:
         return "a gradient is sparse"
     if not all(_is_dense(grad) for grad in grads):
         return "a gradient is not dense in memory, which torch's fused step writes as if it were"
+    if len({id(grad) for grad in grads}) < len(grads):
+        return "two parameters have one gradient, which torch's fused step would divide after each"
     if any(grad.dtype == torch.float64 for grad in grads):
         return "torch keeps grad_scale in float32, too coarse for float64 gradients"
     return None
