@@ -62,6 +62,20 @@ class TestProcesses(ExecutorContract):
         assert not is_running(pid)
 
 
+NOTING_SCRIPT = """
+import os
+open(f"{__file__}.{os.environ.get('FASTCLIP_TEST_VARIABLE')}", "a").close()
+"""
+
+
+def as_script(path, code, monkeypatch):
+    """Have workers take code for the script that they belong to; none is written where it is None."""
+    if code is not None:
+        path.write_text(code)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(path), raising=False)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
 def test_workers_of_one_server_have_the_environment_and_limits_of_their_search(tmp_path, monkeypatch):
     servers, limits = set(), resource.getrlimit(resource.RLIMIT_DATA)
@@ -71,11 +85,13 @@ def test_workers_of_one_server_have_the_environment_and_limits_of_their_search(t
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limits[1]))
             (folder := tmp_path / value).mkdir()
             params = {"folder": str(folder)}
+            as_script(folder / "script.py", NOTING_SCRIPT, monkeypatch)
             cross_validate(cases.noting_surroundings, params, cases.blobs(), cv=2, max_epochs=1, n_jobs=2)
             here = str(os.getpid())  # where the parameters are tried out
-            told = [json.loads(path.read_text()) for path in folder.iterdir() if path.name != here]
+            told = [json.loads(path.read_text()) for path in folder.glob("[0-9]*") if path.name != here]
             # A process that is forked from one that has spoken to the CUDA driver cannot do so any more.
             assert {(*given, is_bad) for *given, _, is_bad in told} == {(value, limit, False)}
+            assert [path.suffix for path in folder.glob("script.py.*")] == [f".{value}"], "read too early"
             servers |= {parent for _, _, parent, _ in told}
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)

@@ -121,18 +121,9 @@ class ProcessExecutor:
         self._folder.cleanup()
 
     def _start(self, device: torch.device) -> _Worker:
-        context = _start_method()
-        ours, theirs = context.Pipe()
-        process = context.Process(  # type: ignore[attr-defined]
-            target=_work,
-            args=(
-                *(theirs, self._context_path, str(device)),
-                *(self._on_epoch is not None, self._may_prune, dict(os.environ)),
-            ),
-            daemon=True,
-            name=WORKER_NAME,
-        )
-        process.start()
+        ours, theirs = multiprocessing.Pipe()
+        arguments = (theirs, self._context_path, str(device), self._on_epoch is not None, self._may_prune)
+        process = _start_process(_start_method(), arguments)
         theirs.close()
         _limit(process)
         return _Worker(process, ours, device)
@@ -190,6 +181,25 @@ class ProcessExecutor:
         return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
 
 
+class _Surroundings(str):
+    """A worker's name that, unpickled, sets its environment: before anything of the user's is imported there.
+
+    The name is what a worker unpickles first. It may not find fastclip by then, so builtins do it.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., str], tuple[str, dict[str, Any]]]:
+        code = "(here := __import__('os').environ).clear() or here.update(environment) or name"
+        return eval, (code, {"environment": dict(os.environ), "name": str(self)})
+
+
+def _start_process(context: BaseContext, arguments: tuple[Any, ...]) -> BaseProcess:
+    process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+        target=_work, args=arguments, daemon=True, name=_Surroundings(WORKER_NAME)
+    )
+    process.start()
+    return process
+
+
 def _start_method() -> BaseContext:
     """Return how processes start. A fork of this one would have its threads' locks and its CUDA contexts."""
     if sys.platform != "linux":
@@ -234,11 +244,8 @@ def _work(
     device: str,
     has_epoch_callback: bool,
     may_prune: bool,
-    environment: dict[str, str],
 ) -> None:
     """Train folds until the parent is gone: the body of a worker process."""
-    os.environ.clear()  # a server's is that of its own start
-    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
