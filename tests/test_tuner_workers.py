@@ -1,6 +1,7 @@
 """Worker processes: folds that are lost, searches that are interrupted, and the same trials everywhere."""
 
 import json
+import multiprocessing.forkserver
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from executor_cases import ExecutorContract, context
 from programs import forkserver
 
 from fastclip.tuner import Choice, Float, TunerCV, cross_validate
+from fastclip.tuner.executors import processes
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.executors.choosing import make_executor
 from fastclip.tuner.study.preparation import resolve_threads
@@ -97,6 +99,16 @@ def test_workers_of_one_server_have_the_environment_and_limits_of_their_search(t
         resource.setrlimit(resource.RLIMIT_DATA, limits)
     assert len(servers) == 1
     assert os.getpid() not in servers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are spawned")
+def test_what_the_user_has_a_server_preload_stays(monkeypatch):
+    server = multiprocessing.forkserver._forkserver
+    for asked, kept in ((["__main__"], []), (["sqlite3", "csv"], ["sqlite3", "csv"])):
+        monkeypatch.setattr(server, "_preload_modules", asked)
+        for _ in range(2):
+            processes._start_method()
+            assert server._preload_modules == [*kept, *processes.PRELOADED]
 
 
 def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):

@@ -204,8 +204,13 @@ def _start_method() -> BaseContext:
     """Return how processes start. A fork of this one would have its threads' locks and its CUDA contexts."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
+    from multiprocessing.forkserver import _forkserver
+
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    # The server may be the user's, too. The script stays out: each worker finds out whether it is guarded.
+    asked = getattr(_forkserver, "_preload_modules", [])
+    asked = [name for name in asked if name not in ("__main__", *PRELOADED)]
+    context.set_forkserver_preload(asked + PRELOADED)
     return context
 
 
