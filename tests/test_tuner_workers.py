@@ -15,7 +15,7 @@ import optuna
 import pytest
 import torch
 import tuner_cases as cases
-from executor_cases import ExecutorContract, context
+from executor_cases import ExecutorContract, context, drain
 from programs import forkserver
 
 from fastclip.tuner import Choice, Float, TunerCV, cross_validate
@@ -24,6 +24,7 @@ from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.executors.choosing import make_executor
 from fastclip.tuner.study.preparation import resolve_threads
 from fastclip.tuner.training.explosion import Verdict
+from fastclip.tuner.training.folds import FoldTask
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -109,6 +110,25 @@ def test_what_the_user_has_a_server_preload_stays(monkeypatch):
         for _ in range(2):
             processes._start_method()
             assert server._preload_modules == [*kept, *processes.PRELOADED]
+
+
+@pytest.mark.parametrize("error", [ChildProcessError, EOFError])
+def test_workers_are_spawned_where_no_server_answers(error, monkeypatch):
+    methods, start = [], processes._start_process
+
+    def without_server(context, arguments):
+        methods.append(context.get_start_method())
+        if len(methods) == 1:
+            raise error
+        return start(forkserver, arguments)  # sooner than spawned
+
+    monkeypatch.setattr(processes, "_start_process", without_server)
+    executor = make_executor("processes", context(), n_jobs=1, devices=None, hang_timeout=60)
+    executor.submit(FoldTask(0, 0, {"lr": 0.1}))
+    assert [result.status for result in drain(executor, 1)] == [Verdict.OK]
+    executor.close()
+    assert methods[-1] == "spawn"
+    assert len(methods) == 2
 
 
 def test_search_survives_a_killed_worker_and_trains_folds_elsewhere(tmp_path):

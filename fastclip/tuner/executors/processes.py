@@ -50,7 +50,8 @@ class ProcessExecutor:
 
     On Linux they are forked from a server that has imported torch, and nothing else: each starts at once,
     shares that memory, and has the environment and the limits of memory of this process. Only what is read
-    while torch is imported, OMP_NUM_THREADS for one, is that of the first start. Elsewhere they are spawned.
+    while torch is imported, OMP_NUM_THREADS for one, is that of the first start. Elsewhere, and where the
+    server cannot be reached, they are spawned.
 
     Plain processes, polled, because a pool ends as a whole when one of its processes dies. The study's
     storage stays with the parent: a worker only sends signs of life, epoch records and results.
@@ -123,7 +124,10 @@ class ProcessExecutor:
     def _start(self, device: torch.device) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         arguments = (theirs, self._context_path, str(device), self._on_epoch is not None, self._may_prune)
-        process = _start_process(_start_method(), arguments)
+        try:
+            process = _start_process(_start_method(), arguments)
+        except (OSError, EOFError):  # the server cannot start, or is that of the process that forked this one
+            process = _start_process(multiprocessing.get_context("spawn"), arguments)
         theirs.close()
         _limit(process)
         return _Worker(process, ours, device)
