@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import optuna
@@ -18,7 +19,7 @@ import tuner_cases as cases
 from executor_cases import ExecutorContract, context, drain
 from programs import forkserver
 
-from fastclip.tuner import Choice, Float, TunerCV, cross_validate
+from fastclip.tuner import Choice, Float, MainGuardError, TunerCV, cross_validate
 from fastclip.tuner.executors import processes
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.executors.choosing import make_executor
@@ -168,6 +169,20 @@ def test_pruning_works_across_processes():
 def test_local_function_cannot_be_sent_and_the_message_says_so():
     with pytest.raises(TypeError, match=r"expected model_init, loss .* at the top level .* Use n_jobs=1"):
         TunerCV(lambda params: cases.mlp(params), {"lr": 0.1}, n_trials=1, n_jobs=2).fit(cases.blobs())
+
+
+def test_a_model_that_workers_cannot_find_is_told_with_what_to_do(monkeypatch):
+    typed_in = ModuleType("typed_in")
+    exec("from tuner_cases import mlp\ndef model(params): return mlp(params)", vars(typed_in))
+    monkeypatch.setitem(sys.modules, "typed_in", typed_in)
+    with pytest.raises(TypeError, match=r"a worker cannot read .* 'typed_in'; expected .* use n_jobs=1"):
+        cross_validate(typed_in.model, {"lr": 0.1}, cases.blobs(), cv=2, max_epochs=1, n_jobs=2)
+
+
+def test_a_script_that_is_no_file_is_told_before_workers_run_it(tmp_path, monkeypatch):
+    as_script(tmp_path / "<stdin>", None, monkeypatch)
+    with pytest.raises(MainGuardError, match=r"<stdin>' is no file, .* Save it as one, or use n_jobs=1"):
+        cross_validate(cases.mlp, {"lr": 0.1}, cases.blobs(), cv=2, max_epochs=1, n_jobs=2)
 
 
 def test_slots_take_devices_in_turn():

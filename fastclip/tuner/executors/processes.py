@@ -22,7 +22,7 @@ import torch
 
 from fastclip.tuner.errors import MainGuardError
 from fastclip.tuner.executors.base import EpochCallback
-from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME
+from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME, refuse_typed_in
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
 
@@ -64,7 +64,8 @@ class ProcessExecutor:
         hang_timeout: Seconds without a training step after which a worker is replaced.
 
     Raises:
-        TypeError: the context cannot be pickled.
+        TypeError: the context cannot be pickled, or, from poll, not be read by a worker.
+        MainGuardError: the script is no file that a worker could run, or, from poll, has no main guard.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ProcessExecutor:
         may_prune: bool = True,
         hang_timeout: float = 600.0,
     ) -> None:
+        refuse_typed_in()
         self.slots = len(devices)
         self._may_prune = may_prune
         payload = _pickle(context)
@@ -148,6 +150,8 @@ class ProcessExecutor:
         except (EOFError, OSError):
             return self._lose(index, "the worker process ended")
         worker.last_sign, worker.is_ready = time.monotonic(), True
+        if kind == "unreadable":
+            raise TypeError(body)
         if kind == "epoch" and self._on_epoch is not None:
             is_pruned = self._on_epoch(task, body)
             worker.last_sign = time.monotonic()  # the callback's time is not the worker's
@@ -238,6 +242,14 @@ def _pickle(context: FoldContext) -> bytes:
         ) from error
 
 
+def _unreadable(error: Exception) -> str:
+    return (
+        f"ProcessExecutor: a worker cannot read the study: {type(error).__name__}: {error}; expected "
+        "model_init, loss and scoring in a module, or in the script. What is typed into a notebook "
+        "or handed to python -c is known to this process alone: put it into a module, or use n_jobs=1."
+    )
+
+
 def _stop(worker: _Worker) -> None:
     worker.connection.close()
     worker.process.terminate()
@@ -258,7 +270,12 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        context: FoldContext = pickle.loads(context_path.read_bytes())
+        payload = context_path.read_bytes()
+        try:
+            context: FoldContext = pickle.loads(payload)
+        except Exception as error:
+            connection.send(("unreadable", _unreadable(error)))
+            return
         # Spawned, it imports torch's compiler, which would look like a hang in the first fold.
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
         connection.send(("ready", None))
