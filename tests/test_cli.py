@@ -14,6 +14,7 @@ from programs import run_python
 from rich.console import Console
 
 import fastclip
+from fastclip import backends
 from fastclip.bench import DTYPES, MODES, WORKLOADS, CheckError, isolation, report, runner
 from fastclip.bench.bandwidth import Memory
 from fastclip.cli import cli
@@ -45,6 +46,14 @@ def test_info_names_every_backend_and_its_reason() -> None:
     for name, backend in fastclip.backend_info().items():
         assert name in words
         assert backend.reason.split()[0] in words
+
+
+def test_info_tells_of_a_wrong_variable_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCLIP_BACKEND", "nonsense")
+    monkeypatch.setattr(backends, "_from_environment", backends._from_environment.__wrapped__)
+    result = CliRunner().invoke(cli, ["info"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: FASTCLIP_BACKEND: no backend 'nonsense'; expected one of auto")
 
 
 def test_info_shows_reasons_as_they_are() -> None:

@@ -66,7 +66,10 @@ def info(as_json: bool) -> None:
     """
     from fastclip.bench import report
 
-    facts = report.installation()
+    try:
+        facts = report.installation()
+    except ValueError as error:  # of a variable such as FASTCLIP_BACKEND
+        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
