@@ -1,3 +1,4 @@
+import shlex
 import time
 
 import optuna
@@ -175,9 +176,12 @@ class TestRun:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("fastclip.tuner.tuner_cv.TunerCV.fit", interrupt)
-        result = invoke("run", config, "-o", tmp_path / "run")
+        options = ("--n-jobs", 2, "--device", "cpu", "--set", "study.max_epochs=3", "--set", "lr.low=0.1")
+        result = invoke("run", config, "-o", tmp_path / "my run", *options)
         assert result.exit_code == 130
-        assert f"Go on with: fastclip tune run {config} -o {tmp_path / 'run'} --resume" in result.output
+        command = shlex.split(result.output.partition("Go on with: ")[2])
+        assert command[:3] == ["fastclip", "tune", "run"]
+        assert command[3:] == [*map(str, (config, "-o", tmp_path / "my run", *options)), "--resume"]
 
 
 def test_validate_checks_without_training(config):

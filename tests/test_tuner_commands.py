@@ -148,6 +148,11 @@ class TestNoTraceback:
         assert "No space left on device. Go on with: fastclip tune run" in result.output
         assert result.output.rstrip().endswith("--resume")
 
+    def test_sentence_of_a_missing_file_ends_once(self, tmp_path):
+        result = invoke("report", tmp_path)
+        assert result.exit_code == 1
+        assert result.output.endswith("Give the output directory of a search.\n")
+
 
 class TestStatus:
     def test_killed_trial_is_told_from_a_running_one(self, config, tmp_path):

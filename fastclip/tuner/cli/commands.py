@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ def run(
 ) -> None:
     """Search as CONFIG says and train the best parameters on all data."""
     console = Console()
-    with errors(f"Go on with: fastclip tune run {config} -o {output} --resume"):
+    options = {"--n-jobs": () if n_jobs is None else (n_jobs,), "--device": devices, "--set": overrides}
+    given_again = [word for name, values in options.items() for value in values for word in (name, value)]
+    command = shlex.join(
+        map(str, ("fastclip", "tune", "run", config, "-o", output, *given_again, "--resume"))
+    )
+    with errors(f"Go on with: {command}"):
         experiment = load(
             config, overrides, output_dir=output, resume=resume, n_jobs=n_jobs, devices=devices or None
         )

@@ -35,5 +35,5 @@ def errors(how_to_go_on: str) -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except STORAGE as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-        first = str(cause).strip().splitlines()[0]
+        first = str(cause).strip().splitlines()[0].rstrip(".")
         raise click.ClickException(f"{first}. {how_to_go_on}".strip()) from error
