@@ -105,6 +105,17 @@ class TestResume:
             assert len(search.fit(cases.blobs()).records_) == options["n_trials"]
 
 
+def test_a_single_sample_without_its_dimension_is_refused() -> None:
+    X, y = cases.blobs()  # noqa: N806
+    search = tuner(n_trials=1).fit(X, y)
+    assert search.predict(X[:1]).shape == (1,)
+    for ask in (search.predict, search.predict_proba, lambda row: search.score(row, y[:4])):
+        with pytest.raises(
+            ValueError, match=r"X has the shape \(4,\); expected .* \('n', 4\)\. .* X\[None\]"
+        ):
+            ask(X[0])
+
+
 class TestStopping:
     def test_stop_in_a_callback_ends_the_search(self) -> None:
         def stop(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:

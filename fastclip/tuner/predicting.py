@@ -39,6 +39,16 @@ class _Seen:
     target_shape: torch.Size
     label_names: npt.NDArray[Any] | None
     classes: npt.NDArray[Any]
+    input_shape: torch.Size | None
+
+    def check(self, view: TuningData, caller: str) -> TuningData:
+        """Return new samples whose inputs have the dimensions of those that were seen; refuse others."""
+        if view.inputs is None or self.input_shape is None or view.inputs.dim() == 1 + len(self.input_shape):
+            return view
+        raise ValueError(
+            f"{caller}: X has the shape {tuple(view.inputs.shape)}; expected that of training, "
+            f"{('n', *self.input_shape)}. Give a single sample as X[None]."
+        )
 
 
 def _is_no_regressor(predictor: Any) -> bool:
@@ -124,7 +134,8 @@ class Predictor:
         data = context.data
         self._objective = context.objective
         self._seen = _Seen(
-            data.is_classification, data.targets.dtype, data.targets.shape[1:], data.label_names, data.classes
+            *(data.is_classification, data.targets.dtype, data.targets.shape[1:], data.label_names),
+            *(data.classes, None if data.inputs is None else data.inputs.shape[1:]),
         )
         for name in ("classes_", "n_features_in_"):
             vars(self).pop(name, None)
@@ -137,11 +148,11 @@ class Predictor:
         """Return a view of new samples, with targets or without."""
         if not isinstance(data, (Dataset, DataLoader, TuningData, tuple)):
             data = (data, np.zeros(len(data), dtype=np.int64))
-        return as_data(data, caller="TunerCV.predict")
+        return self._seen.check(as_data(data, caller="TunerCV.predict"), "TunerCV.predict")
 
     def _new_pairs(self, data: Any, y: Any) -> TuningData:
         """Return a view of new samples with targets."""
-        return as_data(data, y, caller="TunerCV.score")
+        return self._seen.check(as_data(data, y, caller="TunerCV.score"), "TunerCV.score")
 
     def _classifier(self, outputs: torch.Tensor, name: str) -> HeldOutClassifier:
         if not self._seen.is_classification or self._seen.target_shape:
