@@ -105,6 +105,25 @@ class TestResume:
             assert len(search.fit(cases.blobs()).records_) == options["n_trials"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": "mse"}, "loss='mse'; expected a function of outputs and targets"),
+        ({"explosion": 3}, "explosion=3; expected an ExplosionRule or None"),
+        ({"n_jobs": "2"}, "n_jobs='2'; expected a whole number or None"),
+        ({"callbacks": print}, "callbacks=.* expected a list of functions"),
+        ({"epoch_callbacks": [1]}, r"epoch_callbacks=\[1\]; expected a list of functions"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_argument_of_another_type_is_told_before_anything_is_written(
+    wrong: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        tuner(output_dir=tmp_path / "run", **wrong).fit(cases.blobs())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_single_sample_without_its_dimension_is_refused() -> None:
     X, y = cases.blobs()  # noqa: N806
     search = tuner(n_trials=1).fit(X, y)

@@ -265,6 +265,10 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
     def _check(self, spec: StudySpec, data: Any, y: Any, groups: Any, eval_data: Any) -> FoldContext:
         view = self._data(data, y, groups, eval_data)
         spec.check()
+        for name in ("callbacks", "epoch_callbacks"):
+            given = getattr(self, name)
+            if callable(given) or not all(map(callable, given)):
+                raise TypeError(f"TunerCV: {name}={given!r}; expected a list of functions.")
         context = make_context(spec, view)
         return replace(context, model=probe_context(context, spec))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,10 @@ def count_jobs(n_jobs: int | None) -> int:
     """Return the number of jobs: None is one, -1 every core, -2 all but one, as joblib has it."""
     if n_jobs is None:
         return 1
+    try:
+        n_jobs = operator.index(n_jobs)
+    except TypeError:
+        raise TypeError(f"count_jobs: n_jobs={n_jobs!r}; expected a whole number or None.") from None
     if n_jobs >= 0:
         return n_jobs
     import joblib

@@ -97,6 +97,15 @@ class StudySpec:
             TypeError: an argument has the wrong type.
         """
         check_sampler(self.sampler)
+        if self.loss is not None and not callable(self.loss):
+            raise TypeError(
+                f"{self.caller}: loss={self.loss!r}; expected a function of outputs and targets, such as "
+                "torch.nn.CrossEntropyLoss(), or None."
+            )
+        if self.explosion is not None and not isinstance(self.explosion, ExplosionRule):
+            raise TypeError(
+                f"{self.caller}: explosion={self.explosion!r}; expected an ExplosionRule or None."
+            )
         if self.n_trials is not None and self.n_trials < 1:
             raise ValueError(f"{self.caller}: n_trials={self.n_trials}; expected at least 1, or None.")
         if self.timeout is not None and self.timeout <= 0:
