@@ -124,6 +124,15 @@ def test_an_argument_of_another_type_is_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bar_that_cannot_be_shown_is_told_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fastclip.tuner.tuner_cv.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="rich is not installed; expected the extra `cli` for verbose=True"):
+        tuner(output_dir=tmp_path / "run", verbose=True).fit(cases.blobs())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_single_sample_without_its_dimension_is_refused() -> None:
     X, y = cases.blobs()  # noqa: N806
     search = tuner(n_trials=1).fit(X, y)

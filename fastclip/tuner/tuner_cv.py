@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,12 @@ class TunerCV(Predictor, BaseEstimator):  # type: ignore[misc]
             given = getattr(self, name)
             if callable(given) or not all(map(callable, given)):
                 raise TypeError(f"TunerCV: {name}={given!r}; expected a list of functions.")
+        if self.verbose and find_spec("rich") is None:
+            raise ImportError(
+                f"TunerCV: rich is not installed; expected the extra `cli` for verbose={self.verbose!r}. "
+                "pip install 'fastclip[tune,cli]'",
+                name="rich",
+            )
         context = make_context(spec, view)
         return replace(context, model=probe_context(context, spec))
 
