@@ -61,6 +61,17 @@ def test_directory_holds_everything(tmp_path):
     assert torch.equal(model(X), search.outputs(X))
 
 
+def test_everything_goes_to_one_directory_wherever_the_process_moves_to(tmp_path, monkeypatch):
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "before")
+    moving = [lambda study, trial: os.chdir(tmp_path / "after")]
+    search = tuner(output_dir="run", n_trials=2, callbacks=moving).fit(cases.blobs())
+    assert list((tmp_path / "after").iterdir()) == []
+    assert len(list((tmp_path / "before" / "run" / "history").iterdir())) == 4
+    assert search.report() == tmp_path / "before" / "run" / "report.html"
+
+
 def test_study_can_be_read_by_optuna_alone(tmp_path):
     search = tuner(output_dir=tmp_path).fit(cases.blobs())
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/study.db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -48,7 +49,8 @@ def open_study(spec: StudySpec, context: FoldContext) -> OpenedStudy:
     """
     settings = settings_of(context, spec)
     caller, sampler, storage, resume = spec.caller, spec.sampler, spec.storage, spec.resume
-    output = None if spec.output_dir is None else OutputDir(spec.output_dir)
+    # Absolute, because a callback or a notebook may change the working directory before all is written.
+    output = None if spec.output_dir is None else OutputDir(Path(spec.output_dir).absolute())
     if output is not None and not resume:
         output.check_unused(caller)
     if isinstance(sampler, optuna.Study):
