@@ -7,6 +7,7 @@ import torch
 import tuner_cases as cases
 from optuna.trial import TrialState
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from tuner_cases import tuner
 
 from fastclip.tuner import Choice, Float, Int, ResumeError
@@ -113,7 +114,9 @@ class TestResults:
     def test_without_refit_there_is_no_model(self):
         search = tuner(refit=False).fit(cases.blobs())
         assert search.best_params_["momentum"] == 0.5
-        with pytest.raises(Exception, match="not fitted"):
+        with pytest.raises(
+            NotFittedError, match="no best_estimator_; expected one that ended with refit=True"
+        ):
             search.score(*cases.blobs())
 
     def test_several_measures(self):

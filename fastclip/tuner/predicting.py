@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import RegressorMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -169,6 +170,11 @@ class Predictor:
         return torch.Size((len(outputs), *self._seen.target_shape))
 
     def _fitted_model(self) -> nn.Module:
+        if hasattr(self, "study_") and not hasattr(self, "best_estimator_"):
+            raise NotFittedError(
+                f"{type(self).__name__}: the search has left no best_estimator_; expected one that "
+                "ended with refit=True. Train best_params_ yourself, or search with refit=True."
+            )
         check_is_fitted(self, "best_estimator_")
         return self.best_estimator_
 
