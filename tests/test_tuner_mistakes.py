@@ -15,7 +15,7 @@ from programs import run_python
 from torch import nn
 from tuner_cases import tuner
 
-from fastclip.tuner import ResumeError, TunerCV
+from fastclip.tuner import AllTrialsFailedError, ResumeError, TunerCV
 from fastclip.tuner.study.fingerprints import callable_digest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -142,6 +142,12 @@ def test_a_single_sample_without_its_dimension_is_refused() -> None:
             ValueError, match=r"X has the shape \(4,\); expected .* \('n', 4\)\. .* X\[None\]"
         ):
             ask(X[0])
+
+
+def test_a_negative_class_is_named() -> None:
+    X, y = cases.blobs()  # noqa: N806
+    with pytest.raises(AllTrialsFailedError, match="the smallest class is -1; expected 0 or above"):
+        tuner(n_trials=1).fit(X, torch.where(y > 0, 1, -1))
 
 
 class TestStopping:

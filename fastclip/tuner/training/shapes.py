@@ -59,7 +59,8 @@ def class_scores(
         last: As for `class_dim`.
 
     Raises:
-        ValueError: Neither fits, or there are fewer scores than classes; the message names the shapes.
+        ValueError: Neither fits, or there are fewer scores than classes, of which the message names the
+            shapes; or a class is negative.
     """
     if equal_but_for_ones(outputs.shape, targets.shape):
         if set(classes.tolist()) <= {0, 1}:
@@ -72,6 +73,11 @@ def class_scores(
     dim = class_dim(outputs.shape, targets.shape, last=last)
     if dim is None:
         raise _misfit("class_scores", outputs, targets)
+    if min(classes.tolist()) < 0:
+        raise ValueError(
+            f"class_scores: the smallest class is {min(classes.tolist())}; expected 0 or above. Number them "
+            "from 0, give them as names, or take TunerClassifier, whose classes may be any numbers."
+        )
     if outputs.shape[dim] <= max(classes.tolist()):
         raise ValueError(
             f"class_scores: outputs of shape {tuple(outputs.shape)} hold {outputs.shape[dim]} scores for "
