@@ -191,6 +191,11 @@ class TestStatus:
         assert num_silent(optuna.create_study()) == 0
 
 
+def test_h_is_help_as_in_every_other_command():
+    for command in ((), ("run",)):
+        assert invoke(*command, "-h").output == invoke(*command, "--help").output != ""
+
+
 def test_init_writes_a_study_that_is_valid_and_overwrites_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "written to study.toml" in invoke("init").output

@@ -44,7 +44,7 @@ device_option = click.option(
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def tune() -> None:
     """Find learning rate, threshold and initialisation by cross-validation."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
