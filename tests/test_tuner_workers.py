@@ -20,7 +20,7 @@ from executor_cases import ExecutorContract, context, drain
 from programs import forkserver
 
 from fastclip.tuner import Choice, Float, MainGuardError, TunerCV, cross_validate
-from fastclip.tuner.executors import processes
+from fastclip.tuner.executors import starting
 from fastclip.tuner.executors.base import device_slots
 from fastclip.tuner.executors.choosing import make_executor
 from fastclip.tuner.study.preparation import resolve_threads
@@ -109,21 +109,21 @@ def test_what_the_user_has_a_server_preload_stays(monkeypatch):
     for asked, kept in ((["__main__"], []), (["sqlite3", "csv"], ["sqlite3", "csv"])):
         monkeypatch.setattr(server, "_preload_modules", asked)
         for _ in range(2):
-            processes._start_method()
-            assert server._preload_modules == [*kept, *processes.PRELOADED]
+            starting.start_method()
+            assert server._preload_modules == [*kept, *starting.PRELOADED]
 
 
 @pytest.mark.parametrize("error", [ChildProcessError, EOFError])
 def test_workers_are_spawned_where_no_server_answers(error, monkeypatch):
-    methods, start = [], processes._start_process
+    methods, start = [], starting.start_by
 
-    def without_server(context, arguments):
+    def without_server(context, *arguments):
         methods.append(context.get_start_method())
         if len(methods) == 1:
             raise error
-        return start(forkserver, arguments)  # sooner than spawned
+        return start(forkserver, *arguments)  # sooner than spawned
 
-    monkeypatch.setattr(processes, "_start_process", without_server)
+    monkeypatch.setattr(starting, "start_by", without_server)
     executor = make_executor("processes", context(), n_jobs=1, devices=None, hang_timeout=60)
     executor.submit(FoldTask(0, 0, {"lr": 0.1}))
     assert [result.status for result in drain(executor, 1)] == [Verdict.OK]

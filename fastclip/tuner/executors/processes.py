@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,10 @@ import torch
 
 from fastclip.tuner.errors import MainGuardError
 from fastclip.tuner.executors.base import EpochCallback
-from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, WORKER_NAME, refuse_typed_in
+from fastclip.tuner.executors.guarding import SENTENCE, UNGUARDED, refuse_typed_in
+from fastclip.tuner.executors.starting import start
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.folds import FoldContext, FoldResult, FoldTask, run_fold
-
-# torch, and the compiler that it imports with the first optimizer; neither asks for a device.
-PRELOADED = ["torch._dynamo"]
 
 MAX_ATTEMPTS = 2
 BEAT_SECONDS = 1.0
@@ -126,12 +122,8 @@ class ProcessExecutor:
     def _start(self, device: torch.device) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         arguments = (theirs, self._context_path, str(device), self._on_epoch is not None, self._may_prune)
-        try:
-            process = _start_process(_start_method(), arguments)
-        except (OSError, EOFError):  # the server cannot start, or is that of the process that forked this one
-            process = _start_process(multiprocessing.get_context("spawn"), arguments)
+        process = start(_work, arguments)
         theirs.close()
-        _limit(process)
         return _Worker(process, ours, device)
 
     def _hand_over(self, index: int, task: FoldTask) -> None:
@@ -187,49 +179,6 @@ class ProcessExecutor:
             return []
         message = f"{why} (exit code {exit_code}), {MAX_ATTEMPTS} times"
         return [FoldResult(task.trial, task.fold, Verdict.KILLED, message=message)]
-
-
-class _Surroundings(str):
-    """A worker's name that, unpickled, sets its environment: before anything of the user's is imported there.
-
-    The name is what a worker unpickles first. It may not find fastclip by then, so builtins do it.
-    """
-
-    def __reduce__(self) -> tuple[Callable[..., str], tuple[str, dict[str, Any]]]:
-        code = "(here := __import__('os').environ).clear() or here.update(environment) or name"
-        return eval, (code, {"environment": dict(os.environ), "name": str(self)})
-
-
-def _start_process(context: BaseContext, arguments: tuple[Any, ...]) -> BaseProcess:
-    process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-        target=_work, args=arguments, daemon=True, name=_Surroundings(WORKER_NAME)
-    )
-    process.start()
-    return process
-
-
-def _start_method() -> BaseContext:
-    """Return how processes start. A fork of this one would have its threads' locks and its CUDA contexts."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    from multiprocessing.forkserver import _forkserver
-
-    context = multiprocessing.get_context("forkserver")
-    # The server may be the user's, too. The script stays out: each worker finds out whether it is guarded.
-    asked = getattr(_forkserver, "_preload_modules", [])
-    asked = [name for name in asked if name not in ("__main__", *PRELOADED)]
-    context.set_forkserver_preload(asked + PRELOADED)
-    return context
-
-
-def _limit(process: BaseProcess) -> None:
-    """Give a process the limits of memory of this one, which a server has had from its own start."""
-    if sys.platform == "linux" and process.pid is not None:
-        import resource
-
-        for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
-            with suppress(ProcessLookupError):  # it has ended
-                resource.prlimit(process.pid, kind, resource.getrlimit(kind))
 
 
 def _pickle(context: FoldContext) -> bytes:
