@@ -264,6 +264,7 @@ class TestWorkers:
             return []
 
     def test_unknown_study_is_an_error(self, tmp_path):
+        (tmp_path / "none.db").touch()
         result = invoke("worker", "--storage", f"sqlite:///{tmp_path}/none.db", "--study", "nothing")
         assert result.exit_code == 1
         assert "holds no study 'nothing'" in result.output

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import json
 import re
 import time
 
@@ -189,6 +190,18 @@ class TestStatus:
             time.sleep(2.1)
             assert num_silent(study) == 1
         assert num_silent(optuna.create_study()) == 0
+
+
+def test_a_file_that_is_not_there_is_told_and_not_made(tmp_path):
+    output = tmp_path / "run"
+    OutputDir(output).path.mkdir()
+    (output / "config.json").write_text(json.dumps({"run": {"study_name": "fastclip"}}))
+    url = f"sqlite:///{tmp_path}/mistyped.db"
+    for command in (("status", "--storage", url), ("report", str(output), "--storage", url)):
+        result = invoke(*command)
+        assert result.exit_code == 1
+        assert "mistyped.db does not exist; expected a study's file" in result.output.replace("\n", "")
+    assert not (tmp_path / "mistyped.db").exists()
 
 
 def test_h_is_help_as_in_every_other_command():

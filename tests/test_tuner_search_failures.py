@@ -32,6 +32,8 @@ def test_later_failure_costs_its_trial():
     ("options", "error", "message"),
     [
         ({"n_trials": 0}, ValueError, "n_trials=0; expected at least 1"),
+        ({"n_trials": 2.5}, TypeError, "n_trials=2.5; expected a whole number"),
+        ({"resume": True}, ValueError, "no study to go on with"),
         ({"n_trials": None}, ValueError, "neither n_trials nor timeout"),
         ({"timeout": 0}, ValueError, "timeout=0"),
         ({"sampler": "bayes"}, ValueError, "sampler='bayes' is unknown; expected grid, random, tpe, gp"),

@@ -10,7 +10,7 @@ import optuna
 
 from fastclip.tuner.config import Experiment, build, read_config
 from fastclip.tuner.study.opening import CONFIG_ATTR
-from fastclip.tuner.study.storage import open_shared_storage
+from fastclip.tuner.study.storage import check_exists, open_shared_storage
 
 
 def search_path(folder: Path) -> None:
@@ -36,8 +36,10 @@ def load_study(storage: str, name: str) -> optuna.Study:
     """Open a study of a storage.
 
     Raises:
+        FileNotFoundError: the storage is a file that is not there.
         ValueError: the storage holds no study of this name.
     """
+    check_exists(storage, "tune")
     try:
         return optuna.load_study(study_name=name, storage=open_shared_storage(storage))
     except KeyError:

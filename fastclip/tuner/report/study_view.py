@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from fastclip.tuner.study.opening import SETTINGS_ATTR
 from fastclip.tuner.study.output import CONFIG, STUDY, OutputDir
 from fastclip.tuner.study.records import TrialRecord, collect, explosions
-from fastclip.tuner.study.storage import open_storage
+from fastclip.tuner.study.storage import check_exists, open_storage
 from fastclip.tuner.training.explosion import Verdict
 from fastclip.tuner.training.stepping import EpochRecord
 
@@ -66,6 +66,8 @@ class StudyView:
                 )
         name = output.read_config()["run"]["study_name"]
         storage = output.storage_url if storage is None else storage
+        if isinstance(storage, str):
+            check_exists(storage, "StudyView.open")
         try:
             opened = open_storage(storage) if isinstance(storage, str) else storage
             return cls(optuna.load_study(study_name=name, storage=opened), output)

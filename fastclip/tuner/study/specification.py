@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,17 @@ class StudySpec:
             raise TypeError(
                 f"{self.caller}: explosion={self.explosion!r}; expected an ExplosionRule or None."
             )
+        n_trials: Any = self.n_trials
+        if n_trials is not None and not isinstance(n_trials, Integral):
+            raise TypeError(f"{self.caller}: n_trials={n_trials!r}; expected a whole number, or None.")
         if self.n_trials is not None and self.n_trials < 1:
             raise ValueError(f"{self.caller}: n_trials={self.n_trials}; expected at least 1, or None.")
         if self.timeout is not None and self.timeout <= 0:
             raise ValueError(f"{self.caller}: timeout={self.timeout}; expected more than 0 seconds, or None.")
+        if self.resume and (self.output_dir, self.storage) == (None, None) and isinstance(self.sampler, str):
+            raise ValueError(
+                f"{self.caller}: resume=True and no study to go on with; expected its output_dir or storage."
+            )
         space = self.parameters
         if self.sampler == "grid":
             grid_points(space)

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -52,6 +53,16 @@ def stoppable(study: optuna.Study) -> Iterator[Callable[[], bool]]:
         yield lambda: study._stop_flag
     finally:
         study._thread_local.in_optimize_loop = False
+
+
+def check_exists(url: str, caller: str) -> None:
+    """Raise FileNotFoundError for a SQLite file that is not there, which to open would make."""
+    if _is_sqlite_file(url):
+        from sqlalchemy import make_url
+
+        file = Path(str(make_url(url).database))
+        if not file.exists():
+            raise FileNotFoundError(f"{caller}: {file.absolute()} does not exist; expected a study's file.")
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
