@@ -1,10 +1,10 @@
 // Whether tensors are lazily negated views, without asking torch each time.
 //
-// torch gives away the GIL to tell, which takes 60 ns, and as long as another thread keeps it. But call after
-// call meets the same tensors in the same order: so each notes which it has asked, and the next asks what it
-// meets anew. A tensor of a single element is asked in every call, for torch's differentiation makes such
-// views; one of more is dense only if it was made so by hand. What `.data = torch._neg_view(...)` makes of a
-// tensor that has been asked, with the memory that it has, goes unnoticed.
+// torch gives away the GIL to tell, and waits as long as another thread keeps it. But call after call meets
+// the same tensors in the same order: so each notes which it has asked, and the next asks what it meets anew.
+// A tensor of a single element is asked in every call, for torch's differentiation makes such views; one of
+// more is dense only if it was made so by hand. What `.data = torch._neg_view(...)` makes of a tensor that
+// has been asked, with the memory that it has, goes unnoticed.
 #pragma once
 
 #include <Python.h>

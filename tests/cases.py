@@ -113,7 +113,7 @@ def _duplicates(s: Source, numel: int) -> Gradients:
 
 
 def _pieces(s: Source, numels: list[int]) -> Gradients:
-    """Tensors of their own, drawn at once: to draw each takes ten times as long as to copy it."""
+    """Tensors of their own, drawn at once: to draw each takes longer than to copy it."""
     return [piece.clone() for piece in s.normal(sum(numels)).split(numels)]
 
 

@@ -73,6 +73,14 @@ def give(params: list[torch.nn.Parameter], grads: list[Tensor]) -> None:
         param.grad = grad.to(param.device, param.dtype, copy=True)
 
 
+def with_ones(*params: Tensor) -> list[torch.nn.Parameter]:
+    """torch.nn.Parameters with gradients, all ones."""
+    listed = [p if isinstance(p, torch.nn.Parameter) else torch.nn.Parameter(p) for p in params]
+    for param in listed:
+        param.grad = torch.ones_like(param)
+    return listed
+
+
 def folded(optimizer: Optimizer, **settings: Any) -> ClippedOptimizer:
     """The optimizer, wrapped, whose steps must be taken by kernels that clip on the way."""
     return ClippedOptimizer(optimizer, **{"max_norm": MAX_NORM, "fused": True, **settings})

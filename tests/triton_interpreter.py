@@ -60,10 +60,7 @@ def _convert_bfloat16(values: np.ndarray, source: Any, target: Any, _rounding: A
 
 
 def _remembering(dtype_of: Any) -> Any:
-    """Return the interpreter's function that gives the dtype of numpy, which makes a table at every call.
-
-    Of the time of a test, that is a tenth.
-    """
+    """Return the interpreter's function that gives the dtype of numpy, which makes a table at every call."""
     once = functools.cache(dtype_of)
     return lambda of: np.dtype(np.uint64) if of.scalar.is_ptr() else once(of.scalar)
 
@@ -153,7 +150,7 @@ def interpret(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(VARIABLE, "1")
     patch.setattr(interpreter, "_convert_float", _convert_bfloat16)
     patch.setattr(interpreter, "_get_np_dtype", _remembering(interpreter._get_np_dtype))
-    # Whether integers overflow is computed for an assertion that only Triton's debug mode makes: a quarter.
+    # Whether integers overflow is computed for an assertion that only Triton's debug mode makes.
     options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
     patch.setattr(interpreter.interpreter_builder, "options", options)
     patch.setattr(interpreter, "_patch_builtin", _patch_builtin)

@@ -167,6 +167,15 @@ def reason_against_writing(found: Any) -> str | None:
     return "a gradient is a lazily negated view" if found.has_lazy_negation() else None
 
 
+def reason_against_elementwise(found: Any, operation: Elementwise, value: float | Tensor) -> str | None:
+    """Return why an operation cannot be applied to what was read for a device, or was declined; or None."""
+    if isinstance(found, Declined):
+        return found.reason
+    if not isinstance(value, Tensor) and value != value:
+        return f"{operation} by nan"
+    return reason_against_writing(found) if found else "there is no gradient"
+
+
 def _no_kernel(norm_type: float) -> Declined:
     return Declined(f"there is no kernel for norm_type={norm_type}; expected one > 0")
 

@@ -167,15 +167,9 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
 
 def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float | Tensor) -> Declined | None:
     """Change elements by themselves; one launch, reads every byte once, writes only where one changes."""
-    if not isinstance(value, Tensor) and value != value:
-        return Declined(f"{operation} by nan")
     found = _collect(parameters, of_gradients=True)
-    if isinstance(found, Declined):
-        return found
-    if not found:
-        return Declined("there is no gradient")
-    if found.has_lazy_negation():
-        return Declined("a gradient is a lazily negated view")
+    if reason := cpu.reason_against_elementwise(found, operation, value):
+        return Declined(reason)
     by = threshold_on(_device(found), value)
     if reason := found.elementwise(operation, *_arguments_of(by)):
         return Declined(reason)

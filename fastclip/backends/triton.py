@@ -175,15 +175,9 @@ def scale_grads_(parameters: list[Tensor], coefs: Tensor) -> Declined | None:
 
 def elementwise_(parameters: list[Tensor], operation: Elementwise, value: float | Tensor) -> Declined | None:
     """Change every element in one launch; reads every byte once, and writes only where one changes."""
-    if not isinstance(value, Tensor) and math.isnan(value):
-        return Declined(f"{operation} by nan")
     found = _read(parameters, of_gradients=True)
-    if isinstance(found, Declined):
-        return found
-    if not found:
-        return Declined("there is no gradient")
-    if found.has_lazy_negation():
-        return Declined("a gradient is a lazily negated view")
+    if reason := cpu.reason_against_elementwise(found, operation, value):
+        return Declined(reason)
     with current_device(device_of(found)):
         if (table := _table(found)).overlaps:
             return _OVERLAP

@@ -69,25 +69,14 @@ def unfit(grads: list[Tensor]) -> str | None:
         )
     if any(grad.layout is not torch.strided for grad in grads):
         return "a gradient is sparse"
-    if not all(_is_dense(grad) for grad in grads):
+    is_dense = torch.ops.aten.is_non_overlapping_and_dense
+    if not all(grad.is_contiguous() or is_dense(grad) for grad in grads):
         return "a gradient is not dense in memory, which torch's fused step writes as if it were"
     if len({id(grad) for grad in grads}) < len(grads):
         return "two parameters have one gradient, which torch's fused step would divide after each"
     if any(grad.dtype == torch.float64 for grad in grads):
         return "torch keeps grad_scale in float32, too coarse for float64 gradients"
     return None
-
-
-def _is_dense(grad: Tensor) -> bool:
-    """Whether the elements fill their memory without gap or repeat, in any order of the dimensions."""
-    if grad.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def decides_on_host(optimizer: Optimizer, outcome: Outcome) -> bool:
